@@ -1,0 +1,36 @@
+"""Recipes: what to export, validated. `load_recipe` reads YAML; `Recipe(...)` needs none."""
+
+from nm_export.recipe.model import Recipe
+from nm_export.recipe.reading import load_recipe, parse_recipe
+from nm_export.recipe.schema import recipe_schema
+from nm_export.recipe.sections import (
+    CalibrationSection,
+    EvaluationSection,
+    ModelSection,
+    OnnxSection,
+    Override,
+    PublishSection,
+    Scheme,
+    SparsitySection,
+    TextSection,
+    VerifySection,
+    parse_pattern,
+)
+
+__all__ = [
+    "CalibrationSection",
+    "EvaluationSection",
+    "ModelSection",
+    "OnnxSection",
+    "Override",
+    "PublishSection",
+    "Recipe",
+    "Scheme",
+    "SparsitySection",
+    "TextSection",
+    "VerifySection",
+    "load_recipe",
+    "parse_pattern",
+    "parse_recipe",
+    "recipe_schema",
+]

@@ -1,0 +1,138 @@
+"""The recipe: all sections together, and what they say about one module."""
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import model_validator
+
+from nm_export.recipe.sections import (
+    CalibrationSection,
+    EvaluationSection,
+    ModelSection,
+    OnnxSection,
+    PublishSection,
+    Scheme,
+    SchemeFields,
+    Section,
+    SparsitySection,
+    VerifySection,
+)
+
+_SCHEME_FIELDS = tuple(SchemeFields.model_fields)
+_INHERITED_TEXT_FIELDS = ("dataset", "name", "text_column", "revision")
+
+
+class Recipe(Section):
+    """Everything that decides what an export produces.
+
+    Only the model is required: `Recipe(model={"source": "path/to/model"})`. Invalid values raise pydantic's
+    ValidationError; `load_recipe` turns those into one sentence.
+    """
+
+    model: ModelSection
+    """Which model is made sparse."""
+    sparsity: SparsitySection = SparsitySection()
+    """Which linear layers are pruned, and how."""
+    calibration: CalibrationSection = CalibrationSection()
+    """The text that calibration looks at."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """Held-out text on which perplexity is measured."""
+    onnx: OnnxSection = OnnxSection()
+    """The ONNX export."""
+    verify: VerifySection = VerifySection()
+    """The proof that every form of the model agrees."""
+    publish: PublishSection = PublishSection()
+    """The repository on the Hugging Face Hub."""
+    output_dir: str | None = None
+    """Folder to write. Left out: `exports/<model>-<N>of<M>` in the working directory."""
+
+    @model_validator(mode="after")
+    def _held_out_text_is_held_out(self) -> Self:
+        seen, held_out = self.calibration, self.held_out
+        same_text = (seen.dataset, seen.name, seen.revision) == (held_out.dataset, held_out.name, held_out.revision)
+        if held_out.enabled and same_text and (seen.split == held_out.split or "all" in (seen.split, held_out.split)):
+            raise ValueError(
+                f"calibration and evaluation read the same text ({seen.dataset}, splits {seen.split!r} and "
+                f"{held_out.split!r}); give evaluation.split or evaluation.dataset a value of its own"
+            )
+        return self
+
+    @property
+    def held_out(self) -> EvaluationSection:
+        """The evaluation section; where it names no dataset, dataset, subset, column and revision are calibration's."""
+        if self.evaluation.dataset is not None:
+            return self.evaluation
+        inherited = {field: getattr(self.calibration, field) for field in _INHERITED_TEXT_FIELDS}
+        explicit = {field: getattr(self.evaluation, field) for field in self.evaluation.model_fields_set - {"dataset"}}
+        return self.evaluation.model_copy(update=inherited | explicit)
+
+    def for_module(self, name: str) -> Scheme | None:
+        """Scheme of the linear layer called `name` (as in `model.named_modules()`), or None when it stays dense.
+
+        A module is pruned when a target matches and no ignore does; overrides then apply in order, field by field.
+        """
+        if not _matches(name, self.sparsity.targets) or _matches(name, self.sparsity.ignore):
+            return None
+        fields: dict[str, Any] = {field: getattr(self.sparsity, field) for field in _SCHEME_FIELDS}
+        dense = False
+        for override in self.sparsity.overrides:
+            if not _matches(name, override.modules):
+                continue
+            given = override.model_dump(exclude_none=True, exclude={"modules"})
+            dense = given.pop("dense", dense)
+            fields.update(given)
+        if dense:
+            return None
+        if fields["score"] == "magnitude":
+            fields["score_exponent"] = 1.0  # unused there: schemes that prune alike must compare equal
+        return Scheme(**fields)
+
+    def unmatched(self, names: Iterable[str]) -> list[str]:
+        """Wildcards that match none of `names` (every linear layer of the model), as `key path: "wildcard"`.
+
+        The default `ignore` is not reported: a model without an lm_head is no mistake.
+        """
+        names = list(names)
+        by_key: dict[str, Iterable[str]] = {"sparsity.targets": self.sparsity.targets}
+        if self.sparsity.ignore != SparsitySection().ignore:
+            by_key["sparsity.ignore"] = self.sparsity.ignore
+        for index, override in enumerate(self.sparsity.overrides):
+            by_key[f"sparsity.overrides[{index}].modules"] = override.modules
+        return [
+            f'{key}: "{wildcard}"'
+            for key, wildcards in by_key.items()
+            for wildcard in wildcards
+            if not any(fnmatchcase(name, wildcard) for name in names)
+        ]
+
+    @property
+    def name(self) -> str:
+        """`<model>-<N>of<M>`: the default name of the output folder and of the repository."""
+        stem = self.model.source.removeprefix("sample:").rstrip("/\\").removesuffix(".gguf")
+        stem = re.sub(r"[^\w.-]+", "-", re.split(r"[/\\]", stem)[-1]).strip("-.") or "model"
+        return f"{stem}-{self.sparsity.pattern.replace(':', 'of')}"
+
+    def folder(self, output_dir: str | Path | None = None) -> Path:
+        """Folder to write: `output_dir` if given, else the recipe's own, else `exports/<name>`."""
+        return Path(output_dir or self.output_dir or Path("exports") / self.name).expanduser()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The resolved recipe: every key that has a value, defaults included. Plain Python values only."""
+        return self.model_copy(update={"evaluation": self.held_out}).model_dump(mode="json", exclude_none=True)
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML; reading it back and writing it again gives the same text."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+
+    @classmethod
+    def from_dict(cls, sections: Mapping[str, Any]) -> Self:
+        """Validate nested plain values, such as `to_dict` gives. Raises pydantic's ValidationError."""
+        return cls.model_validate(dict(sections))
+
+
+def _matches(name: str, wildcards: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, wildcard) for wildcard in wildcards)

@@ -1,0 +1,161 @@
+"""Recipe files and `--set` settings -> a validated Recipe, or one sentence that says what to change."""
+
+import difflib
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from nm_export.errors import UserError
+from nm_export.recipe.model import Recipe
+from nm_export.recipe.yaml_values import MAX_CHARACTERS, KeyPath, dotted, parse_yaml
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file and apply settings `key.path=value` (values in YAML) on top of it.
+
+    Relative paths inside the recipe are relative to the working directory. Raises UserError, one sentence naming the
+    file, the line and the key path.
+    """
+    path = Path(path)
+    origin = str(path)
+    values, lines = parse_yaml(_read(path), origin)
+    if values is None:
+        raise UserError(f"{origin}: the file is empty; a recipe needs at least model.source")
+    if not isinstance(values, dict):
+        raise UserError(f"{origin}: a recipe is a mapping of sections (model:, sparsity:, ...), not {_kind(values)}")
+    settings: dict[KeyPath, str] = {}
+    for setting in overrides:
+        key_path = _apply_setting(values, setting)
+        settings[key_path] = f"--set {setting}"
+    return _validate(values, origin, lines, settings)
+
+
+def parse_recipe(text: str, origin: str = "recipe") -> Recipe:
+    """Read a recipe from YAML text. Raises UserError as `load_recipe` does."""
+    values, lines = parse_yaml(text, origin)
+    if not isinstance(values, dict):
+        raise UserError(f"{origin}: a recipe is a mapping of sections (model:, sparsity:, ...), not {_kind(values)}")
+    return _validate(values, origin, lines, {})
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(4 * MAX_CHARACTERS + 1)
+    except FileNotFoundError:
+        nearby = sorted(str(other) for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        nearest = difflib.get_close_matches(str(path), nearby, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise UserError(f"{path}: there is no such recipe file{hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; give the recipe file inside it") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: the recipe cannot be read: {reason}") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a UTF-8 text file (byte {error.start}); is this the right file?") from error
+
+
+def _apply_setting(values: dict[str, Any], setting: str) -> KeyPath:
+    """Write `key.path=value` into `values`; returns the key path. Numbers index into lists."""
+    key_path, equals, text = setting.partition("=")
+    words = key_path.strip().split(".")
+    if not equals or not all(words):
+        raise UserError(f"--set {setting}: write key.path=value, for example --set sparsity.pattern=4:8")
+    value, _ = parse_yaml(text, f"--set {setting}")
+    at: Any = values
+    path: KeyPath = ()
+    for depth, word in enumerate(words):
+        last = depth == len(words) - 1
+        if isinstance(at, list):
+            if not word.isdecimal() or int(word) >= len(at):
+                raise UserError(f"--set {setting}: {dotted(path)} has the entries 0 to {len(at) - 1}, not {word!r}")
+            key: str | int = int(word)
+        elif isinstance(at, dict):
+            key = word
+            if not last and at.get(key) is None:
+                at[key] = {}
+        else:
+            raise UserError(f"--set {setting}: {dotted(path)} is a single value and has no key {word!r}")
+        path = (*path, key)
+        if last:
+            at[key] = value
+        else:
+            at = at[key]
+    return path
+
+
+def _validate(values: dict[str, Any], origin: str, lines: dict[KeyPath, int], settings: dict[KeyPath, str]) -> Recipe:
+    # An empty section (a header whose keys are all commented out) means its defaults.
+    values = {key: {} if value is None and key in _SECTIONS else value for key, value in values.items()}
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+    first = min(errors, key=lambda details: details["type"] != "extra_forbidden")
+    more = f" (and {len(errors) - 1} more to correct)" if len(errors) > 1 else ""
+    path = tuple(first["loc"])
+    where = next((text for key, text in settings.items() if path[: len(key)] == key), None)
+    if where is None:
+        line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
+        where = origin if line is None else f"{origin}, line {line}"
+    raise UserError(f"{where}: {_sentence(first, path)}{more}")
+
+
+def _sentence(error: ErrorDetails, path: KeyPath) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key {dotted(path)}{_nearest(str(path[-1]), _known_keys(path[:-1]))}"
+    if kind == "missing":
+        return f"{dotted(path)} is missing"
+    if kind == "value_error":
+        return f"{dotted(path)}: {context['error']}" if path else str(context["error"])
+    if kind == "literal_error":
+        choices = context["expected"].replace("'", "")
+        words = choices.replace(" or ", ", ").split(", ")
+        return f"{dotted(path)} is {error['input']!r}; it must be {choices}{_nearest(str(error['input']), words, '')}"
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{dotted(path)} is {_kind(error['input'])}; it must be a mapping of keys"
+    if kind == "too_short":
+        return f"{dotted(path)} is empty; give at least one entry"
+    given = error["input"]
+    shown = _kind(given) if isinstance(given, (dict, list)) or given is None else repr(given)
+    return f"{dotted(path)} is {shown}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _nearest(word: str, known: Sequence[str], otherwise: str | None = None) -> str:
+    nearest = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    if nearest:
+        return f"; did you mean {nearest[0]}?"
+    return f"; known keys are {', '.join(known)}" if otherwise is None else otherwise
+
+
+def _known_keys(path: KeyPath) -> list[str]:
+    """Keys that the section at `path` takes."""
+    section: type[BaseModel] = Recipe
+    for part in path:
+        if isinstance(part, str) and part in section.model_fields:
+            section = _section_type(section.model_fields[part].annotation) or section
+    return list(section.model_fields)
+
+
+def _section_type(annotation: Any) -> type[BaseModel] | None:
+    """The section inside an annotation such as `ModelSection` or `tuple[Override, ...]`."""
+    if isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (tuple, list, Union, types.UnionType):
+        return next((found for arg in get_args(annotation) if (found := _section_type(arg))), None)
+    return None
+
+
+_SECTIONS = {name for name, field in Recipe.model_fields.items() if _section_type(field.annotation)} - {"model"}
+
+
+def _kind(value: object) -> str:
+    return {dict: "a mapping", list: "a list", type(None): "empty"}.get(type(value), "a single value")

@@ -1,0 +1,277 @@
+"""The sections of a recipe, as pydantic models: every key, its default and its limits.
+
+The attribute docstrings are the reference: they become the descriptions in `docs/recipe.schema.json`.
+"""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
+
+Score = Literal["magnitude", "weight_norm"]
+Shift = Literal["none", "dynamic_mean", "dynamic_median", "static_scalar", "static_channel"]
+Phase = Literal["both", "prefill", "decode"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+MAX_GROUP = 64
+"""Largest M that a kept set of one 64-bit word can describe."""
+
+
+def _one_or_many(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Wildcards = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(_one_or_many),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+"""One shell wildcard or several, matched against whole module names with case; `*` crosses dots."""
+
+Pattern = Annotated[str, Field(json_schema_extra={"pattern": r"^\d{1,2}:\d{1,2}$"})]
+"""`"N:M"`: keep N of every M neighbouring channels."""
+
+
+def parse_pattern(pattern: str) -> tuple[int, int]:
+    """Split `"8:16"` into `(8, 16)`. Raises ValueError with a sentence unless 1 <= N <= M <= 64."""
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern, flags=re.ASCII)
+    if match is None:
+        raise ValueError(f'{pattern!r} is not a pattern; write N:M, for example "8:16"')
+    n, m = int(match[1]), int(match[2])
+    if not 1 <= n <= m <= MAX_GROUP:
+        raise ValueError(f"{pattern!r} keeps {n} of {m}; a pattern N:M needs 1 <= N <= M <= {MAX_GROUP}")
+    return n, m
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are refused, values cannot be changed after validation."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, str_strip_whitespace=True
+    )
+
+
+class ModelSection(Section):
+    """Which model is made sparse."""
+
+    source: Annotated[str, Field(min_length=1)]
+    """A Hub id (`mistralai/Mistral-7B-v0.3`), a local folder, a local `.gguf` file, or
+    `sample:smollm2-135m-instruct`, a small real model that is fetched from the Python package index."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model; the newest state of the main branch when left out."""
+
+    dtype: Dtype = "auto"
+    """Type of the weights. `auto` keeps what the checkpoint stores; a GGUF file is dequantized to float32."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Leave it off unless you have read that code."""
+
+
+class SchemeFields(Section):
+    """How one linear layer is pruned."""
+
+    pattern: Pattern = "8:16"
+    """Keep N of every M neighbouring input channels, 1 <= N <= M <= 64. M must divide the layer's input size."""
+
+    score: Score = "magnitude"
+    """What makes a channel worth keeping: `magnitude` |x|, or `weight_norm`, |x| times the norm of the channel's
+    weights."""
+
+    score_exponent: Annotated[float, Field(ge=0, le=8)] = 1.0
+    """Power to which `weight_norm` raises the norm. Magnitude does not use it."""
+
+    shift: Shift = "none"
+    """What is subtracted before pruning and given back after the product: nothing, the token's own mean or median, or a
+    calibrated constant (one number for the layer, or one for each channel)."""
+
+    variance_correction: bool = False
+    """Rescale what is kept so that each token keeps its variance."""
+
+    phase: Phase = "both"
+    """Prune every call, only `prefill` (several tokens at once) or only `decode` (one token at a time)."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_in_range(cls, pattern: str) -> str:
+        n, m = parse_pattern(pattern)
+        return f"{n}:{m}"
+
+
+class Scheme(SchemeFields):
+    """The settings of one pruned linear layer, after targets, ignore and overrides. Hashable."""
+
+    @property
+    def n(self) -> int:
+        """Channels kept of every `m`."""
+        return parse_pattern(self.pattern)[0]
+
+    @property
+    def m(self) -> int:
+        """Channels in a group."""
+        return parse_pattern(self.pattern)[1]
+
+
+class Override(Section):
+    """Different settings for some modules. What is left out stays as it was."""
+
+    modules: Wildcards
+    """Shell wildcards of the modules that this override changes."""
+
+    dense: bool | None = None
+    """`true` leaves these modules dense; `false` takes that back from an earlier override."""
+
+    pattern: Pattern | None = None
+    """As in `sparsity`."""
+    score: Score | None = None
+    """As in `sparsity`."""
+    score_exponent: Annotated[float, Field(ge=0, le=8)] | None = None
+    """As in `sparsity`."""
+    shift: Shift | None = None
+    """As in `sparsity`."""
+    variance_correction: bool | None = None
+    """As in `sparsity`."""
+    phase: Phase | None = None
+    """As in `sparsity`."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _pattern_in_range(cls, pattern: str | None) -> str | None:
+        return None if pattern is None else SchemeFields(pattern=pattern).pattern
+
+
+class SparsitySection(SchemeFields):
+    """Which linear layers are pruned, and how."""
+
+    targets: Annotated[Wildcards, Field(min_length=1)] = ("*",)
+    """Shell wildcards of the modules to prune. `*` is every linear layer inside the decoder layers."""
+
+    ignore: Wildcards = ("lm_head",)
+    """Shell wildcards of modules that stay dense whatever else is said."""
+
+    overrides: tuple[Override, ...] = ()
+    """Exceptions, in order: a later one wins, field by field."""
+
+
+class TextSection(Section):
+    """A text and how it is cut into token sequences."""
+
+    dataset: Annotated[str, Field(min_length=1)] = "builtin:python-docs"
+    """A Hub dataset id, a local `.txt`, `.jsonl` or `.parquet` file, or `builtin:python-docs`, the language reference
+    that comes with Python (needs no network)."""
+
+    name: str | None = None
+    """Subset (configuration) of a Hub dataset."""
+
+    split: Annotated[str, Field(min_length=1)] = "train"
+    """Split of the dataset. Local files and the built-in text have `train` (the first 85 %), `validation` (the rest)
+    and `all`."""
+
+    text_column: Annotated[str, Field(min_length=1)] = "text"
+    """Column (or JSON key) that holds the text."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a Hub dataset."""
+
+    num_samples: Annotated[int, Field(ge=1)] = 128
+    """Number of token sequences."""
+
+    sequence_length: Annotated[int, Field(ge=2)] = 512
+    """Tokens in a sequence."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    """Sequences in one forward pass."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Which sequences are chosen when the text has more than enough."""
+
+    @property
+    def key(self) -> str:
+        """Name of this section in the recipe, for messages."""
+        return "calibration"
+
+
+class CalibrationSection(TextSection):
+    """The text that calibration looks at."""
+
+
+class EvaluationSection(TextSection):
+    """Held-out text on which the perplexity of the dense and of the sparse model is measured."""
+
+    enabled: bool = True
+    """Measure perplexity."""
+
+    dataset: str | None = None  # type: ignore[assignment]  # filled in by Recipe.held_out
+    """As in `calibration`. Left out: the dataset, subset, column and revision of the calibration."""
+
+    split: Annotated[str, Field(min_length=1)] = "validation"
+    """Split of the dataset; must not be what calibration has seen."""
+
+    num_samples: Annotated[int, Field(ge=1)] = 24
+    """Number of token sequences."""
+
+    @property
+    def key(self) -> str:
+        """Name of this section in the recipe, for messages."""
+        return "evaluation"
+
+
+class OnnxSection(Section):
+    """The ONNX export."""
+
+    enabled: bool = True
+    """Write `onnx/model.onnx` beside the PyTorch model."""
+
+    opset: Annotated[int, Field(ge=21, le=26)] = 22
+    """Version of the standard ONNX operators."""
+
+    precision: Literal["fp32"] = "fp32"
+    """Type of the weights and activations in the graph."""
+
+
+class VerifySection(Section):
+    """The proof that the reloaded model and ONNX Runtime do what the calibrated model does."""
+
+    enabled: bool = True
+    """Verify before anything is published."""
+
+    num_tokens: Annotated[int, Field(ge=2)] = 256
+    """Tokens of held-out text that are fed to every module and backend."""
+
+    output_tolerance: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """Largest difference of a module's outputs between backends, relative to the largest output. Kept channels have no
+    tolerance: they are equal or the command fails."""
+
+    divergence_factor: Annotated[float, Field(ge=1)] = 2.0
+    """End to end, how many times the difference between two attention implementations of the same model is accepted
+    between backends."""
+
+
+class PublishSection(Section):
+    """The repository on the Hugging Face Hub."""
+
+    repo_id: str | None = None
+    """`user/name`. Left out: a name made of the model and the pattern, under the account that is logged in."""
+
+    private: bool = False
+    """Make a new repository private."""
+
+    commit_message: Annotated[str, Field(min_length=1)] = "Publish a model with N:M activation sparsity"
+    """Message of the upload's commit."""
+
+    max_shard_size: str = "5GB"
+    """Largest safetensors file, for example `500MB`."""
+
+    @field_validator("repo_id")
+    @classmethod
+    def _repository_name(cls, repo_id: str | None) -> str | None:
+        if repo_id is not None and not re.fullmatch(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", repo_id, flags=re.ASCII):
+            raise ValueError(f"{repo_id!r} is not a repository name; write user/name")
+        return repo_id
+
+    @field_validator("max_shard_size")
+    @classmethod
+    def _size_with_unit(cls, size: str) -> str:
+        if not re.fullmatch(r"[1-9]\d*(?:\.\d+)?\s*[KMGT]i?B", size, flags=re.ASCII | re.IGNORECASE):
+            raise ValueError(f"{size!r} is not a size; write a number and a unit, for example 5GB or 500MB")
+        return size.replace(" ", "").upper().replace("IB", "iB")
