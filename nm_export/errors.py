@@ -8,6 +8,6 @@ class NMExportError(Exception):
 
 
 class UserError(NMExportError):
-    """Something the user can correct: a recipe, a path, a model that cannot be pruned. Ends the command with exit code 2."""
+    """Something the user can correct: a recipe, a path, an unsuited model. Ends the command with exit code 2."""
 
     exit_code = 2
