@@ -33,8 +33,8 @@ class _Conversion:
         # Aliases are followed, so that both limits hold for what they expand to.
         if self.values > MAX_VALUES or len(path) > MAX_DEPTH:
             raise UserError(
-                f"{self.origin}: more than {MAX_VALUES} values or {MAX_DEPTH} levels (anchors counted each time they are "
-                "used); a recipe is a short file, is this the right one?"
+                f"{self.origin}: more than {MAX_VALUES} values or {MAX_DEPTH} levels (anchors counted each time they "
+                "are used); a recipe is a short file, is this the right one?"
             )
         self.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.ScalarNode):
@@ -74,7 +74,9 @@ def parse_yaml(text: str, origin: str) -> tuple[Any, dict[KeyPath, int]]:
         raise UserError(f"{origin}{_position(error)}: not valid YAML: {_reason(error, text)}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise UserError(f"{origin}, line {line}: the character {error.character!r} is not allowed in YAML") from error
+        raise UserError(
+            f"{origin}, line {line}: the character {_shown(error.character)} is not allowed in YAML"
+        ) from error
     except RecursionError as error:
         raise UserError(f"{origin}: more than {MAX_DEPTH} levels; is this the right file?") from error
     except ValueError as error:  # PyYAML's scanner lets int() and chr() fail on impossible escapes and versions
@@ -96,6 +98,10 @@ def dotted(path: KeyPath) -> str:
 def _position(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark or error.context_mark
     return f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+
+
+def _shown(character: int | str | bytes) -> str:
+    return repr(chr(character) if isinstance(character, int) else character)
 
 
 def _reason(error: yaml.MarkedYAMLError, text: str) -> str:
