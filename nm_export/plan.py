@@ -1,0 +1,157 @@
+"""What a recipe means for one model: which linears are pruned, how, and which of them share one selection."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from nm_export.errors import UserError
+from nm_export.modeling.configuration_nm_sparse import SPARSITY_VERSION
+from nm_export.recipe import Recipe, Scheme
+
+
+@dataclass(frozen=True)
+class PlannedLinear:
+    """One linear of the decoder: `O x K` weight, its scheme (None: dense) and the number of the input it reads."""
+
+    name: str
+    in_features: int
+    out_features: int
+    scheme: Scheme | None
+    input_id: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one token, dense."""
+        return self.in_features * self.out_features
+
+    @property
+    def pruned_macs(self) -> float:
+        """Multiply-accumulates for one token that the pattern saves."""
+        return self.macs * (1 - self.scheme.n / self.scheme.m) if self.scheme else 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every linear of the decoder layers, in the model's order. The head and the embeddings are not among them."""
+
+    linears: tuple[PlannedLinear, ...]
+
+    @property
+    def pruned(self) -> tuple[PlannedLinear, ...]:
+        """The linears that are pruned."""
+        return tuple(linear for linear in self.linears if linear.scheme)
+
+    @property
+    def pruned_share(self) -> float:
+        """Share of the decoder linears' multiply-accumulates that belongs to pruned linears, 0 to 1."""
+        return sum(linear.macs for linear in self.pruned) / sum(linear.macs for linear in self.linears)
+
+    @property
+    def saved_share(self) -> float:
+        """Share of the decoder linears' multiply-accumulates that need not be computed, 0 to 1."""
+        return sum(linear.pruned_macs for linear in self.linears) / sum(linear.macs for linear in self.linears)
+
+    @property
+    def input_groups(self) -> list[list[str]]:
+        """Names of the pruned linears that read one input under one scheme: each list shares a selection."""
+        groups: dict[Any, list[str]] = defaultdict(list)
+        for linear in self.pruned:
+            groups[linear.input_id, linear.scheme].append(linear.name)
+        return list(groups.values())
+
+    def sparsity(self) -> dict[str, Any]:
+        """Return the `sparsity` section of `NMSparseConfig`."""
+        schemes: dict[Scheme, list[str]] = defaultdict(list)
+        for linear in self.pruned:
+            assert linear.scheme is not None
+            schemes[linear.scheme].append(linear.name)
+        return {
+            "version": SPARSITY_VERSION,
+            "schemes": [{**scheme.model_dump(), "modules": names} for scheme, names in schemes.items()],
+            "input_groups": self.input_groups,
+            "rewritten": [],
+        }
+
+
+def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
+    """Resolve a recipe against a dense causal language model, which may live in torch's FakeTensorMode.
+
+    Raises:
+        UserError: a wildcard matches nothing, a module cannot be pruned, or `m` does not divide its input channels.
+    """
+    head = model.get_output_embeddings()
+    linears = {n: mod for n, mod in model.named_modules() if isinstance(mod, nn.Linear) and mod is not head}
+    _refuse_other_layers(model, recipe.for_module)
+    if not linears:
+        raise UserError(f"{type(model).__name__} has no torch.nn.Linear in its layers, so there is nothing to prune.")
+    unmatched = recipe.unmatched([*linears, "lm_head"])
+    if unmatched:
+        known = ", ".join(sorted({f"*.{name.rsplit('.', 1)[-1]}" for name in linears}))
+        raise UserError(f"{unmatched[0]} matches no linear layer of {type(model).__name__}; it has {known}.")
+    inputs = _inputs_of(model, linears)
+    plan = Plan(
+        tuple(
+            PlannedLinear(name, linear.in_features, linear.out_features, recipe.for_module(name), inputs[name])
+            for name, linear in linears.items()
+        )
+    )
+    if not plan.pruned:
+        raise UserError("sparsity.targets, ignore and overrides leave every layer dense; let them prune at least one.")
+    for planned in plan.pruned:
+        assert planned.scheme is not None
+        if planned.in_features % planned.scheme.m:
+            raise UserError(
+                f"{planned.name} has {planned.in_features} input channels (K), which M = {planned.scheme.m} of the "
+                f"pattern {planned.scheme.pattern} does not divide; choose another pattern or add the module to "
+                "sparsity.ignore."
+            )
+    return plan
+
+
+def _refuse_other_layers(model: PreTrainedModel, scheme_of: Callable[[str], Scheme | None]) -> None:
+    # A recipe that asks for a layer which we cannot prune must not quietly leave it dense.
+    for name, module in model.named_modules():
+        kind = None
+        if type(module).__name__ == "Conv1D":
+            kind = "a Conv1D, not a torch.nn.Linear"
+        elif any(parameter.dim() == 3 for parameter in module.parameters(recurse=False)):
+            kind = f"{type(module).__name__}, which holds the weights of several experts in one tensor"
+        if kind and scheme_of(name):
+            parent, _, last = name.rpartition(".")
+            wildcard = f"*.{last}" if parent else last
+            raise UserError(
+                f"{name} is {kind}, and cannot be pruned; add '{wildcard}' to sparsity.ignore to leave it dense."
+            )
+
+
+def _inputs_of(model: PreTrainedModel, linears: dict[str, nn.Linear]) -> dict[str, int]:
+    """Number the tensors that the linears read in a forward pass of two tokens: equal numbers mean the same tensor."""
+    seen: list[torch.Tensor] = []  # keeps every input alive, so that no id is used twice
+    inputs: dict[str, int] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            for number, tensor in enumerate(seen):
+                if tensor is args[0]:
+                    inputs.setdefault(name, number)
+                    return
+            seen.append(args[0])
+            inputs.setdefault(name, len(seen) - 1)
+
+        return hook
+
+    hooks = [linear.register_forward_pre_hook(note(name)) for name, linear in linears.items()]
+    try:
+        with torch.no_grad():
+            ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+            model.base_model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # a linear that two tokens do not reach (an expert, say) shares its input with nobody
+    return {name: inputs.get(name, -1 - index) for index, name in enumerate(linears)}
