@@ -164,7 +164,7 @@ class TextSection(Section):
     """Subset (configuration) of a Hub dataset."""
 
     split: Annotated[str, Field(min_length=1)] = "train"
-    """Split of the dataset. Local files and the built-in text have `train` (the first 85 %), `validation` (the rest)
+    """Split of the dataset. Local files and the built-in text have `train` (the first 80 %), `validation` (the rest)
     and `all`."""
 
     text_column: Annotated[str, Field(min_length=1)] = "text"

@@ -1,0 +1,106 @@
+"""Text -> token sequences, for calibration and for held-out evaluation."""
+
+import hashlib
+import itertools
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from nm_export.calibration.documents import BUILTIN, load_text
+from nm_export.errors import UserError
+from nm_export.recipe import TextSection
+
+__all__ = ["TokenSequences", "load_text", "read_sequences", "token_sequences"]
+
+POOL_FACTOR = 8
+"""The seeded choice is made among this many times the sequences asked for; the rest of a large text is not read."""
+
+_BATCH_CHARACTERS = 1 << 18
+
+
+@dataclass(frozen=True)
+class TokenSequences:
+    """Token sequences and where they come from."""
+
+    input_ids: torch.Tensor
+    """int64 [num_samples, sequence_length]; no padding."""
+
+    provenance: dict[str, Any]
+    """Dataset, split, seed, SHA-256 of the text that was read, numbers of documents and tokens. JSON values only."""
+
+
+def token_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> torch.Tensor:
+    """Cut the section's text into int64 [num_samples, sequence_length]. See `read_sequences`."""
+    return read_sequences(tokenizer, section).input_ids
+
+
+def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> TokenSequences:
+    """Tokenize the section's text, cut it into sequences and choose `num_samples` of them with the section's seed.
+
+    Documents are joined by the end-of-sequence token, if the tokenizer has one. Where the tokenizer starts texts with a
+    beginning-of-sequence token, every sequence starts with it: such models have seen nothing else in training.
+    Raises UserError with the counts when there is too little text.
+    """
+    prefix = _prefix(tokenizer)
+    body = section.sequence_length - len(prefix)
+    needed = section.num_samples * body
+    digest, documents, tokens = hashlib.sha256(), 0, 0
+    parts: list[torch.Tensor] = []
+    for batch in _batches(load_text(section)):
+        for text in batch:
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        part = _encode(tokenizer, batch)
+        parts.append(part)
+        documents += len(batch)
+        tokens += len(part)
+        if tokens >= POOL_FACTOR * needed:
+            break
+    if tokens < needed:
+        raise UserError(
+            f"{section.key}: {section.dataset} (split {section.split}) has {tokens:,} tokens in {documents:,} documents, "
+            f"but {section.num_samples:,} sequences of {section.sequence_length:,} need {needed:,}; lower "
+            f"{section.key}.num_samples or {section.key}.sequence_length, or give more text"
+        )
+    pool = torch.cat(parts)[: tokens // body * body].view(-1, body)
+    chosen = torch.randperm(len(pool), generator=torch.Generator().manual_seed(section.seed))[: section.num_samples]
+    first = torch.tensor(prefix, dtype=torch.int64).expand(section.num_samples, -1)
+    provenance = {
+        **section.model_dump(mode="json", include=set(TextSection.model_fields) - {"batch_size"}, exclude_none=True),
+        "text_sha256": digest.hexdigest(),
+        "documents": documents,
+        "tokens": tokens,
+    }
+    if section.dataset == BUILTIN:
+        provenance["python"] = ".".join(map(str, sys.version_info[:3]))  # the text differs between versions
+    return TokenSequences(torch.cat([first, pool[chosen].long()], dim=1), provenance)
+
+
+def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-sequence token if the tokenizer puts it in front of a text, else nothing."""
+    ids = tokenizer("a")["input_ids"]
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, batch: list[str]) -> torch.Tensor:
+    """int32 [tokens] of some documents, each followed by the end-of-sequence token."""
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    encoded = tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(list(itertools.chain.from_iterable(ids + end for ids in encoded)), dtype=torch.int32)
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Group documents by their length, so that the memory of tokenizing does not depend on the size of the text."""
+    batch: list[str] = []
+    characters = 0
+    for text in documents:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
