@@ -4,7 +4,6 @@ Local files and the built-in text are cut once, at a fixed place, into the split
 `validation` (the rest), so that what calibration sees and what evaluation measures never overlap.
 """
 
-import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -65,15 +64,20 @@ def _builtin(section: TextSection) -> Iterator[str]:
     if section.dataset != BUILTIN:
         raise UserError(f"{section.key}.dataset: there is no {section.dataset}; the built-in text is {BUILTIN}")
     _require_local_split(section)
-    documents = _python_docs()
-    starts = list(itertools.accumulate(map(len, documents), initial=0))
-    for text, start in zip(documents, starts, strict=False):
-        if _in_split(start / starts[-1], section.split):
-            yield text
+    topics = _python_docs()
+    total = sum(len(paragraph) for topic in topics for paragraph in topic)
+    start = 0
+    for topic in topics:
+        kept = []
+        for paragraph in topic:
+            if _in_split(start / total, section.split):
+                kept.append(paragraph)
+            start += len(paragraph)
+        yield "\n\n".join(kept)
 
 
-def _python_docs() -> list[str]:
-    """Topics of Python's language reference, each paragraph once.
+def _python_docs() -> list[list[str]]:
+    """Topics of Python's language reference as lists of paragraphs; each paragraph is there once.
 
     Topics quote each other ("compound" holds all of "if" and "for"), so the splits would overlap if repeats stayed.
     """
@@ -90,8 +94,7 @@ def _python_docs() -> list[str]:
             if words and words not in seen:
                 seen.add(words)
                 kept.append(paragraph)
-        if kept:
-            documents.append("\n\n".join(kept))
+        documents.append(kept)
     return documents
 
 

@@ -61,8 +61,8 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
             break
     if tokens < needed:
         raise UserError(
-            f"{section.key}: {section.dataset} (split {section.split}) has {tokens:,} tokens in {documents:,} documents, "
-            f"but {section.num_samples:,} sequences of {section.sequence_length:,} need {needed:,}; lower "
+            f"{section.key}: {section.dataset} (split {section.split}) has {tokens:,} tokens ({documents:,} documents); "
+            f"{section.num_samples:,} sequences of {section.sequence_length:,} need {needed:,}; lower "
             f"{section.key}.num_samples or {section.key}.sequence_length, or give more text"
         )
     pool = torch.cat(parts)[: tokens // body * body].view(-1, body)
