@@ -1,0 +1,100 @@
+// AVX2 and F16C: eight lanes.
+#include <immintrin.h>
+
+#include "row_kernels_impl.h"
+
+namespace nm_export {
+namespace {
+
+struct Avx2Lanes {
+  static constexpr int kWidth = 8;
+  using Int = __m256i;
+  using Float = __m256;
+  using Mask = __m256i;  // all bits set where true
+
+  static Float load(const float* source) { return _mm256_loadu_ps(source); }
+  static void store(float* target, Float v) { _mm256_storeu_ps(target, v); }
+  static void store_int(int32_t* target, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), v); }
+  static Float broadcast(float value) { return _mm256_set1_ps(value); }
+  static Int broadcast_int(int32_t value) { return _mm256_set1_epi32(value); }
+  static Int load_strided(const int32_t* source, int stride) {
+    const Int lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_i32gather_epi32(source, _mm256_mullo_epi32(lane, broadcast_int(stride)), 4);
+  }
+  static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Int key(Float z, Float score) {
+    const Int magnitude_bits = broadcast_int(kMagnitudeBits);
+    const Float s = _mm256_mul_ps(_mm256_and_ps(z, _mm256_castsi256_ps(magnitude_bits)), score);
+    return _mm256_min_epi32(_mm256_and_si256(_mm256_castps_si256(s), magnitude_bits), broadcast_int(kNanKey));
+  }
+  static Int max(Int a, Int b) { return _mm256_max_epi32(a, b); }
+  static Int min(Int a, Int b) { return _mm256_min_epi32(a, b); }
+  static Mask greater(Int a, Int b) { return _mm256_cmpgt_epi32(a, b); }
+  static Mask equal(Int a, Int b) { return _mm256_cmpeq_epi32(a, b); }
+  static Mask both(Mask a, Mask b) { return _mm256_and_si256(a, b); }
+  static Int or_unless(Mask mask, Int v, Int bit) { return _mm256_or_si256(v, _mm256_andnot_si256(mask, bit)); }
+  static Int clear_where(Mask mask, Int v, Int bit) { return _mm256_andnot_si256(_mm256_and_si256(mask, bit), v); }
+  static Int increment_unless(Mask mask, Int v) {
+    return _mm256_add_epi32(v, _mm256_add_epi32(mask, broadcast_int(1)));
+  }
+  static Int decrement_where(Mask mask, Int v) { return _mm256_add_epi32(v, mask); }
+  static bool any_positive(Int v) { return !_mm256_testz_si256(greater(v, broadcast_int(0)), broadcast_int(-1)); }
+  static Float where(uint32_t mask, Float v) {
+    const Int bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const Int set = equal(_mm256_and_si256(broadcast_int(static_cast<int32_t>(mask)), bit), bit);
+    return _mm256_and_ps(v, _mm256_castsi256_ps(set));
+  }
+
+  struct Sum {
+    __m256d low = _mm256_setzero_pd();
+    __m256d high = _mm256_setzero_pd();
+    void add(const float* v) {
+      low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm_loadu_ps(v)));
+      high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm_loadu_ps(v + 4)));
+    }
+    void add_squares(const float* v, double mean) {
+      const __m256d center = _mm256_set1_pd(mean);
+      const __m256d a = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(v)), center);
+      const __m256d b = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(v + 4)), center);
+      low = _mm256_add_pd(low, _mm256_mul_pd(a, a));
+      high = _mm256_add_pd(high, _mm256_mul_pd(b, b));
+    }
+    double total() const {
+      double at[4];
+      _mm256_storeu_pd(at, _mm256_add_pd(low, high));
+      return (at[0] + at[1]) + (at[2] + at[3]);
+    }
+  };
+};
+
+void widen_float16(const uint16_t* source, size_t channels, float* target) {
+  size_t i = 0;
+  for (; i + 8 <= channels; i += 8) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
+    _mm256_storeu_ps(target + i, _mm256_cvtph_ps(half));
+  }
+  for (; i < channels; ++i) target[i] = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(source[i])));
+}
+
+void narrow_float16(const float* source, size_t channels, uint16_t* target) {
+  size_t i = 0;
+  for (; i + 8 <= channels; i += 8) {
+    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target + i), half);
+  }
+  for (; i < channels; ++i) {
+    const __m128i half = _mm_cvtps_ph(_mm_set_ss(source[i]), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    target[i] = static_cast<uint16_t>(_mm_extract_epi16(half, 0));
+  }
+}
+
+}  // namespace
+
+const RowKernels kAvx2Kernels = {
+    prune<Avx2Lanes>,          subtract<Avx2Lanes>, scale<Avx2Lanes>, sum<Avx2Lanes>,
+    sum_of_squares<Avx2Lanes>, widen_float16,       narrow_float16,   widen_bfloat16,
+    narrow_bfloat16,
+};
+
+}  // namespace nm_export

@@ -1,0 +1,91 @@
+// AVX-512 F, BW and DQ: sixteen lanes.
+#include <immintrin.h>
+
+#include "row_kernels_impl.h"
+
+namespace nm_export {
+namespace {
+
+struct Avx512Lanes {
+  static constexpr int kWidth = 16;
+  using Int = __m512i;
+  using Float = __m512;
+  using Mask = __mmask16;
+
+  static Float load(const float* source) { return _mm512_loadu_ps(source); }
+  static void store(float* target, Float v) { _mm512_storeu_ps(target, v); }
+  static void store_int(int32_t* target, Int v) { _mm512_storeu_si512(target, v); }
+  static Float broadcast(float value) { return _mm512_set1_ps(value); }
+  static Int broadcast_int(int32_t value) { return _mm512_set1_epi32(value); }
+  static Int load_strided(const int32_t* source, int stride) {
+    const Int lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), source, 4);
+  }
+  static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Int key(Float z, Float score) {
+    const Int bits = _mm512_castps_si512(_mm512_mul_ps(_mm512_abs_ps(z), score));
+    return _mm512_min_epi32(_mm512_and_si512(bits, broadcast_int(kMagnitudeBits)), broadcast_int(kNanKey));
+  }
+  static Int max(Int a, Int b) { return _mm512_max_epi32(a, b); }
+  static Int min(Int a, Int b) { return _mm512_min_epi32(a, b); }
+  static Mask greater(Int a, Int b) { return _mm512_cmpgt_epi32_mask(a, b); }
+  static Mask equal(Int a, Int b) { return _mm512_cmpeq_epi32_mask(a, b); }
+  static Mask both(Mask a, Mask b) { return _kand_mask16(a, b); }
+  static Int or_unless(Mask mask, Int v, Int bit) { return _mm512_mask_or_epi32(v, _knot_mask16(mask), v, bit); }
+  static Int clear_where(Mask mask, Int v, Int bit) { return _mm512_mask_andnot_epi32(v, mask, bit, v); }
+  static Int increment_unless(Mask mask, Int v) {
+    return _mm512_mask_add_epi32(v, _knot_mask16(mask), v, broadcast_int(1));
+  }
+  static Int decrement_where(Mask mask, Int v) { return _mm512_mask_sub_epi32(v, mask, v, broadcast_int(1)); }
+  static bool any_positive(Int v) { return _mm512_cmpgt_epi32_mask(v, broadcast_int(0)) != 0; }
+  static Float where(uint32_t mask, Float v) { return _mm512_maskz_mov_ps(static_cast<Mask>(mask), v); }
+
+  struct Sum {
+    __m512d low = _mm512_setzero_pd();
+    __m512d high = _mm512_setzero_pd();
+    void add(const float* v) {
+      low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm256_loadu_ps(v)));
+      high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm256_loadu_ps(v + 8)));
+    }
+    void add_squares(const float* v, double mean) {
+      const __m512d center = _mm512_set1_pd(mean);
+      const __m512d a = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(v)), center);
+      const __m512d b = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(v + 8)), center);
+      low = _mm512_add_pd(low, _mm512_mul_pd(a, a));
+      high = _mm512_add_pd(high, _mm512_mul_pd(b, b));
+    }
+    double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
+  };
+};
+
+void widen_float16(const uint16_t* source, size_t channels, float* target) {
+  size_t i = 0;
+  for (; i + 16 <= channels; i += 16) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + i));
+    _mm512_storeu_ps(target + i, _mm512_cvtph_ps(half));
+  }
+  for (; i < channels; ++i) target[i] = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(source[i])));
+}
+
+void narrow_float16(const float* source, size_t channels, uint16_t* target) {
+  size_t i = 0;
+  for (; i + 16 <= channels; i += 16) {
+    const __m256i half = _mm512_cvtps_ph(_mm512_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i), half);
+  }
+  for (; i < channels; ++i) {
+    const __m128i half = _mm_cvtps_ph(_mm_set_ss(source[i]), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    target[i] = static_cast<uint16_t>(_mm_extract_epi16(half, 0));
+  }
+}
+
+}  // namespace
+
+const RowKernels kAvx512Kernels = {
+    prune<Avx512Lanes>,          subtract<Avx512Lanes>, scale<Avx512Lanes>, sum<Avx512Lanes>,
+    sum_of_squares<Avx512Lanes>, widen_float16,         narrow_float16,     widen_bfloat16,
+    narrow_bfloat16,
+};
+
+}  // namespace nm_export

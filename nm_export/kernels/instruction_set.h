@@ -1,0 +1,21 @@
+// The choice of row kernels for the processor that runs this process.
+#pragma once
+
+#include "row_kernels.h"
+
+namespace nm_export {
+
+struct InstructionSet {
+  const char* name;            // portable, avx2 or avx512
+  const RowKernels* kernels;   // null where `error` is set
+  const char* error;           // why the requested one cannot be used
+};
+
+// The widest instruction set that processor and operating system support, or the one that the environment variable
+// NM_EXPORT_ISA names. Reads the environment on every call.
+InstructionSet choose_instruction_set();
+
+// An instruction set by its name; `kernels` is null when it is unknown, not built in or not supported here.
+InstructionSet find_instruction_set(const char* name);
+
+}  // namespace nm_export

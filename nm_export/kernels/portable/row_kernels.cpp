@@ -1,0 +1,151 @@
+// Plain C++ in loops of eight, which compilers turn into whatever vectors the target has by default.
+#include "row_kernels_impl.h"
+
+namespace nm_export {
+namespace {
+
+struct PortableLanes {
+  static constexpr int kWidth = 8;
+  struct Int {
+    int32_t at[kWidth];
+  };
+  struct Float {
+    float at[kWidth];
+  };
+  using Mask = Int;  // -1 where true, 0 where false
+
+  template <class Operation>
+  static Int each(Operation operation) {
+    Int result;
+    for (int i = 0; i < kWidth; ++i) result.at[i] = operation(i);
+    return result;
+  }
+  template <class Operation>
+  static Float each_float(Operation operation) {
+    Float result;
+    for (int i = 0; i < kWidth; ++i) result.at[i] = operation(i);
+    return result;
+  }
+
+  static Float load(const float* source) {
+    return each_float([=](int i) { return source[i]; });
+  }
+  static void store(float* target, const Float& v) {
+    for (int i = 0; i < kWidth; ++i) target[i] = v.at[i];
+  }
+  static void store_int(int32_t* target, const Int& v) {
+    for (int i = 0; i < kWidth; ++i) target[i] = v.at[i];
+  }
+  static Float broadcast(float value) {
+    return each_float([=](int) { return value; });
+  }
+  static Int broadcast_int(int32_t value) {
+    return each([=](int) { return value; });
+  }
+  static Int load_strided(const int32_t* source, int stride) {
+    return each([=](int i) { return source[i * stride]; });
+  }
+  static Float sub(const Float& a, const Float& b) {
+    return each_float([&](int i) { return a.at[i] - b.at[i]; });
+  }
+  static Float mul(const Float& a, const Float& b) {
+    return each_float([&](int i) { return a.at[i] * b.at[i]; });
+  }
+  static Int key(const Float& z, const Float& score) {
+    return each([&](int i) { return key_of(z.at[i], score.at[i]); });
+  }
+  static Int max(const Int& a, const Int& b) {
+    return each([&](int i) { return a.at[i] > b.at[i] ? a.at[i] : b.at[i]; });
+  }
+  static Int min(const Int& a, const Int& b) {
+    return each([&](int i) { return a.at[i] < b.at[i] ? a.at[i] : b.at[i]; });
+  }
+  static Mask greater(const Int& a, const Int& b) {
+    return each([&](int i) { return -static_cast<int32_t>(a.at[i] > b.at[i]); });
+  }
+  static Mask equal(const Int& a, const Int& b) {
+    return each([&](int i) { return -static_cast<int32_t>(a.at[i] == b.at[i]); });
+  }
+  static Mask both(const Mask& a, const Mask& b) {
+    return each([&](int i) { return a.at[i] & b.at[i]; });
+  }
+  static Int or_unless(const Mask& mask, const Int& v, const Int& bit) {
+    return each([&](int i) { return v.at[i] | (~mask.at[i] & bit.at[i]); });
+  }
+  static Int clear_where(const Mask& mask, const Int& v, const Int& bit) {
+    return each([&](int i) { return v.at[i] & ~(mask.at[i] & bit.at[i]); });
+  }
+  static Int increment_unless(const Mask& mask, const Int& v) {
+    return each([&](int i) { return v.at[i] + 1 + mask.at[i]; });
+  }
+  static Int decrement_where(const Mask& mask, const Int& v) {
+    return each([&](int i) { return v.at[i] + mask.at[i]; });
+  }
+  static bool any_positive(const Int& v) {
+    int32_t any = 0;
+    for (int i = 0; i < kWidth; ++i) any |= static_cast<int32_t>(v.at[i] > 0);
+    return any != 0;
+  }
+  // v where the bit of the lane is set, +0 elsewhere.
+  static Float where(uint32_t mask, const Float& v) {
+    return each_float([&](int i) { return (mask >> i & 1u) ? v.at[i] : 0.0f; });
+  }
+
+  struct Sum {
+    double at[kWidth] = {};
+    void add(const float* v) {
+      for (int i = 0; i < kWidth; ++i) at[i] += static_cast<double>(v[i]);
+    }
+    void add_squares(const float* v, double mean) {
+      for (int i = 0; i < kWidth; ++i) {
+        const double difference = static_cast<double>(v[i]) - mean;
+        at[i] += difference * difference;
+      }
+    }
+    double total() const { return ((at[0] + at[4]) + (at[1] + at[5])) + ((at[2] + at[6]) + (at[3] + at[7])); }
+  };
+};
+
+float widen_half(uint16_t half) {
+  const uint32_t sign = (half & 0x8000u) << 16;
+  const uint32_t magnitude_bits = half & 0x7fffu;
+  if (magnitude_bits >= 0x7c00u) return float_of(sign | 0x7f800000u | (magnitude_bits & 0x3ffu) << 13);
+  if (magnitude_bits >= 0x0400u) return float_of(sign | ((magnitude_bits << 13) + (112u << 23)));
+  // Subnormal: the mantissa in units of 2^-24, which float32 holds exactly.
+  const float value = static_cast<float>(magnitude_bits) * 0x1p-24f;
+  return float_of(sign | static_cast<uint32_t>(bits_of(value)));
+}
+
+uint16_t narrow_half(float value) {
+  const auto bits = static_cast<uint32_t>(bits_of(value));
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude_bits = bits & 0x7fffffffu;
+  if (magnitude_bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  // 65520 is the first number that rounds beyond the largest float16.
+  if (magnitude_bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+  if (magnitude_bits < 0x38800000u) {
+    // Below 2^-14: adding 0.5 makes float32 round the mantissa at 2^-24, the unit of float16's subnormals.
+    const float shifted_up = float_of(magnitude_bits) + 0.5f;
+    return static_cast<uint16_t>(sign | (static_cast<uint32_t>(bits_of(shifted_up)) - 0x3f000000u));
+  }
+  const uint32_t rounded = magnitude_bits - (112u << 23) + 0xfffu + (magnitude_bits >> 13 & 1u);
+  return static_cast<uint16_t>(sign | rounded >> 13);
+}
+
+void widen_float16(const uint16_t* source, size_t channels, float* target) {
+  for (size_t i = 0; i < channels; ++i) target[i] = widen_half(source[i]);
+}
+
+void narrow_float16(const float* source, size_t channels, uint16_t* target) {
+  for (size_t i = 0; i < channels; ++i) target[i] = narrow_half(source[i]);
+}
+
+}  // namespace
+
+const RowKernels kPortableKernels = {
+    prune<PortableLanes>,          subtract<PortableLanes>, scale<PortableLanes>, sum<PortableLanes>,
+    sum_of_squares<PortableLanes>, widen_float16,           narrow_float16,       widen_bfloat16,
+    narrow_bfloat16,
+};
+
+}  // namespace nm_export

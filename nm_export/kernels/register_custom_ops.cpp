@@ -1,0 +1,82 @@
+// The entry points of the library.
+
+#include <map>
+#include <mutex>
+#include <new>
+#include <string>
+
+#include "nm_topk_op.h"
+#include "ort_c_api.h"
+
+#if defined(_WIN32)
+#define NM_EXPORT_API __declspec(dllexport)
+#else
+#define NM_EXPORT_API __attribute__((visibility("default")))
+#endif
+
+namespace nm_export {
+namespace {
+
+struct Domain {
+  ort::Api api;
+  NMTopKOp nm_topk[3];
+  ort::CustomOpDomain* handle = nullptr;
+
+  explicit Domain(const ort::ApiTable* table)
+      : api(ort::load_api(table)),
+        nm_topk{make_nm_topk_op(&api, ort::kFloat), make_nm_topk_op(&api, ort::kFloat16),
+                make_nm_topk_op(&api, ort::kBFloat16)} {}
+  Domain(const Domain&) = delete;
+  Domain& operator=(const Domain&) = delete;
+};
+
+ort::Status* fill(Domain& domain) {
+  if (ort::Status* status = domain.api.CreateCustomOpDomain("ai.nm_export", &domain.handle)) return status;
+  for (const NMTopKOp& op : domain.nm_topk) {
+    if (ort::Status* status = domain.api.CustomOpDomain_Add(domain.handle, &op)) return status;
+  }
+  return nullptr;
+}
+
+// Several copies of ONNX Runtime in one process (onnxruntime and onnxruntime-genai) have an API each but share this
+// library. Sessions hold on to the domain, whose end is not known here, so it is never freed.
+ort::Status* domain_of(const ort::ApiTable* table, Domain** result) {
+  static std::mutex mutex;
+  static auto& domains = *new std::map<const ort::ApiTable*, Domain*>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  Domain*& domain = domains[table];
+  if (domain == nullptr) {
+    auto* made = new Domain(table);
+    if (ort::Status* status = fill(*made)) return status;
+    domain = made;
+  }
+  *result = domain;
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace nm_export
+
+extern "C" {
+
+// Adds the operators of the domain ai.nm_export to the options. Called by ONNX Runtime.
+NM_EXPORT_API nm_export::ort::Status* RegisterCustomOps(nm_export::ort::SessionOptions* options,
+                                                        const nm_export::ort::ApiBase* base) {
+  using namespace nm_export;
+  const ort::ApiTable* table = base->GetApi(ort::kRequiredApiVersion);
+  if (table == nullptr) {
+    std::string message = "nm_export's operators need onnxruntime >= 1.17; this is ";
+    message += base->GetVersionString();
+    return ort::create_status(base->GetApi(1), ort::kNotImplemented, message.c_str());
+  }
+  try {
+    Domain* domain = nullptr;
+    if (ort::Status* status = domain_of(table, &domain)) return status;
+    return domain->api.AddCustomOpDomain(options, domain->handle);
+  } catch (const std::bad_alloc&) {
+    return ort::create_status(table, ort::kRuntimeException, "nm_export: out of memory");
+  }
+}
+
+NM_EXPORT_API const char* nm_export_ops_version() { return NM_EXPORT_VERSION; }
+}

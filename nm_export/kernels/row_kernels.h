@@ -1,0 +1,51 @@
+// The inner loops over one token, implemented once for every instruction set.
+//
+// The files of an instruction set are compiled with its own machine flags, so they and this header use no function
+// of the standard library: the linker could otherwise pick their copy of it for a processor that cannot run it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "selection_network.h"
+
+namespace nm_export {
+
+struct Pattern {
+  int n;
+  int m;
+  SelectionNetwork network;
+};
+
+// z = x - shift, with the shift a vector of `channels` numbers, or one number when `vector` is null.
+struct Shift {
+  const float* vector;
+  float scalar;
+};
+
+struct RowKernels {
+  // values[j] = z[j] where channel j is among the n highest scores |z| * score of its m neighbours, else +0.
+  // `channels` is a multiple of m, and n < m. `values` overlaps no input.
+  void (*prune)(const float* x, const float* score, Shift shift, size_t channels, const Pattern& pattern,
+                float* values);
+  // z[j] = x[j] - shift; z may be x.
+  void (*subtract)(const float* x, Shift shift, size_t channels, float* z);
+  // values[j] *= factor.
+  void (*scale)(float* values, float factor, size_t channels);
+  // In float64: the sum of v, and the sum of (v - mean)^2.
+  double (*sum)(const float* v, size_t channels);
+  double (*sum_of_squares)(const float* v, double mean, size_t channels);
+  // float16 and bfloat16 from and to float32, rounded to the nearest, ties to even.
+  void (*widen_float16)(const uint16_t* source, size_t channels, float* target);
+  void (*narrow_float16)(const float* source, size_t channels, uint16_t* target);
+  void (*widen_bfloat16)(const uint16_t* source, size_t channels, float* target);
+  void (*narrow_bfloat16)(const float* source, size_t channels, uint16_t* target);
+};
+
+extern const RowKernels kPortableKernels;
+#ifdef NM_EXPORT_X86_64
+extern const RowKernels kAvx2Kernels;
+extern const RowKernels kAvx512Kernels;
+#endif
+
+}  // namespace nm_export
