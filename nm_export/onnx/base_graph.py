@@ -1,0 +1,288 @@
+"""The dense graph of a transformers causal language model, built from the model in memory by onnxruntime-genai.
+
+The builder of onnxruntime-genai writes one graph for prefill and decode with grouped-query attention, weights stored
+`K x O`. It is made to read a checkpoint; here it reads a live model instead: no second load, no Hub, no copy on disk.
+q, k and v stay separate products, and packed linears (Phi-3's `qkv_proj`, `gate_up_proj`) become one product a part.
+"""
+
+import contextlib
+import copy
+import io
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nm_export.errors import NMExportError, UserError
+from nm_export.onnx.extras import require
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Model class of transformers -> class of onnxruntime_genai.models.builders. Architectures enter this table with a test.
+_BUILDERS = {
+    "Gemma2ForCausalLM": "Gemma2Model",
+    "Gemma3ForCausalLM": "Gemma3Model",
+    "GemmaForCausalLM": "GemmaModel",
+    "GraniteForCausalLM": "GraniteModel",
+    "LlamaForCausalLM": "LlamaModel",
+    "MistralForCausalLM": "MistralModel",
+    "Phi3ForCausalLM": "Phi3MiniModel",
+    "Qwen2ForCausalLM": "QwenModel",
+    "Qwen3ForCausalLM": "Qwen3Model",
+    "SmolLM3ForCausalLM": "SmolLM3Model",
+}
+_GENAI_TYPES = {"Gemma3ForCausalLM": "gemma3_text"}
+_OPSET = 22
+_ALIGNMENT = 4096  # of external tensors: whole pages can be mapped, and rows start on a cache line
+
+
+@dataclass(frozen=True)
+class Product:
+    """One MatMul of the graph: rows `start:stop` of a module's weight, all of them unless the module is packed."""
+
+    node: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class BaseGraph:
+    """A dense graph on disk, `path`, and the products that compute each linear of the model, by module name."""
+
+    path: Path
+    products: dict[str, tuple[Product, ...]]
+
+
+def supported_architectures() -> tuple[str, ...]:
+    """Names of the transformers model classes that can be exported, in alphabetical order."""
+    return tuple(sorted(_BUILDERS))
+
+
+def architecture(model: "PreTrainedModel") -> str:
+    """Name of the transformers class that `model` is or, when it is sparse, extends.
+
+    Raises:
+        UserError: the graph builder does not know the class.
+    """
+    for base in type(model).__mro__:
+        if base.__name__ in _BUILDERS:
+            return base.__name__
+    own = next((c.__name__ for c in type(model).__mro__ if c.__module__.startswith("transformers.models.")), None)
+    raise UserError(
+        f"{own or type(model).__name__} cannot be exported to ONNX: the graph builder knows "
+        f"{', '.join(supported_architectures())}. Export without ONNX (--skip-onnx) or choose one of these."
+    )
+
+
+def build_base_graph(
+    model: "PreTrainedModel",
+    tokenizer_dir: str | Path,
+    directory: str | Path,
+    *,
+    opset: int | None = None,
+    precision: str = "fp32",
+) -> BaseGraph:
+    """Write the dense graph of `model` into `directory`: model.onnx, model.onnx.data, genai_config.json, tokenizer.
+
+    A sparse model gives the graph of its dense twin. The model itself is left as it is.
+
+    Args:
+        model: causal language model on the CPU, dense or `NMSparseForCausalLM`.
+        tokenizer_dir: folder that AutoTokenizer loads.
+        directory: existing folder to write to.
+        opset: version of the standard operators; 22 is what the builder writes, and the only one.
+        precision: of the weights in the graph; "fp32" is the only one.
+
+    Raises:
+        UserError: an architecture, opset or precision that is not supported; onnxruntime-genai is not installed.
+    """
+    if precision != "fp32":
+        raise UserError(f"onnx.precision {precision!r} is not supported: the ONNX export writes fp32.")
+    if opset not in (None, _OPSET):
+        raise UserError(f"onnx.opset {opset} is not supported: the graph builder writes opset {_OPSET}.")
+    name = architecture(model)
+    require("onnxruntime_genai", "genai")
+    require("onnx_ir", "genai")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
+    directory = Path(directory)
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        # The builder looks for the tokenizer and the generation settings behind config._name_or_path.
+        tokenizer.save_pretrained(scratch)
+        if model.generation_config is not None:
+            model.generation_config.to_json_file(Path(scratch, "generation_config.json"))
+        config = _builder_config(model, name, scratch)
+        builder = _in_memory_builder(name, _shallow_copy(model), config, scratch)
+        builder.make_model(scratch)
+        builder.save_model(directory)
+        builder.model_type = _GENAI_TYPES.get(name, name)
+        builder.make_genai_config(config, {}, str(directory))
+        tokenizer.model_max_length = builder.context_length  # "no limit" is 1e30, which genai's reader refuses
+        tokenizer.save_pretrained(directory)
+    return BaseGraph(directory / "model.onnx", dict(builder.products))
+
+
+def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: float | None = None) -> float:
+    """Compare the graph's logits with the dense torch model's: a prompt of two rows, then one token on its cache.
+
+    Args:
+        graph: what `build_base_graph` returned.
+        model: the model it was built from; a sparse one is compared with its pruning switched off.
+        tolerance: largest difference allowed, as a share of the largest logit; None takes 1e-4 for float32 and as much
+            as rounding makes of it for float16 (1e-2) and bfloat16 (1e-1).
+
+    Returns:
+        The largest difference, as a share of the largest logit.
+
+    Raises:
+        NMExportError: the difference is above the tolerance, so the graph builder does not render this model.
+    """
+    from nm_export.onnx.session import create_session, empty_cache
+
+    if tolerance is None:
+        tolerance = {torch.float32: 1e-4, torch.float16: 1e-2}.get(model.dtype, 1e-1)
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.arange(1, 35).mul(7919).remainder(vocabulary).reshape(2, 17)
+    dense = model.dense() if hasattr(model, "dense") else contextlib.nullcontext()
+    with torch.inference_mode(), dense:
+        expected = model(ids, use_cache=False).logits.float()
+
+    session = create_session(graph.path, library=False)
+    cache = empty_cache(session, len(ids))
+    got = []
+    for part in (ids[:, :-1], ids[:, -1:]):
+        seen = next(iter(cache.values())).shape[2]
+        mask = np.ones((len(ids), seen + part.shape[1]), np.int64)
+        logits, *present = session.run(None, {"input_ids": part.numpy(), "attention_mask": mask, **cache})
+        cache = dict(zip(cache, present, strict=True))
+        got.append(torch.from_numpy(logits))
+    worst = float((torch.cat(got, dim=1) - expected).abs().max() / expected.abs().max())
+    if not worst <= tolerance:
+        raise NMExportError(
+            f"The dense graph of {architecture(model)} differs from the torch model by {worst:.1e} of the largest logit "
+            f"(tolerance {tolerance:.0e}): onnxruntime-genai's builder does not render this model. Nothing was exported."
+        )
+    return worst
+
+
+def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
+    """A copy of the base model's configuration, as the builder reads it."""
+    config = copy.deepcopy(getattr(model.config, "base_config", model.config))
+    config.architectures = [name]
+    config._name_or_path = folder
+    if hasattr(config, "quantization_config"):
+        raise UserError("A quantized base model cannot be exported to ONNX: load it without quantization.")
+    if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
+        # Mistral and Phi-3 slide in every layer without saying so layer by layer, which is where the builder looks.
+        config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    rope = config.rope_parameters
+    for parameters in (rope,) if "rope_type" in rope else rope.values():
+        if parameters["rope_type"] in ("dynamic", "longrope"):
+            raise UserError(
+                f"RoPE type {parameters['rope_type']} cannot be exported to ONNX: its angles depend on the length of the text."
+            )
+        parameters["rope_type"] = "default"  # the angles come from the model; the builder need not know how to scale
+    if name == "Gemma3ForCausalLM":
+        # transformers 5 keeps one set of RoPE parameters per kind of layer; the builder wants the global one flat and
+        # the local base frequency by its former name.
+        config.rope_local_base_freq = config.rope_parameters["sliding_attention"]["rope_theta"]
+        config.rope_parameters = dict(config.rope_parameters["full_attention"])
+    return config
+
+
+def _in_memory_builder(name: str, weights: nn.Module, config: Any, cache_dir: str) -> Any:
+    """The builder for an architecture, extended to read the live model and to note which node computes what."""
+    import onnx_ir
+    import onnxruntime_genai.models  # puts its folder on sys.path, where its modules look for each other
+    from onnxruntime_genai.models import builders
+
+    rope_kinds = iter(("full_attention", "sliding_attention"))
+    rotary = next(m for m in weights.modules() if type(m).__name__.endswith("RotaryEmbedding"))
+
+    class InMemoryBuilder(getattr(builders, _BUILDERS[name])):  # type: ignore[misc]
+        def __init__(self, config: Any, cache_dir: str) -> None:
+            options = {
+                "fuse_qkv": False,
+                "shared_embeddings": bool(config.tie_word_embeddings),
+                "windowed_kv_cache": False,  # every layer keeps a cache of full length, as GenerationMixin expects
+            }
+            self.products: dict[str, tuple[Product, ...]] = {}
+            # id of a linear -> its module's name and its first row there
+            self._linears = {id(m): (n, 0) for n, m in weights.named_modules() if isinstance(m, nn.Linear)}
+            super().__init__(config, onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT, "cpu", cache_dir, options)
+            if self.embed_attrs["scale"] != 1 and name.startswith("Gemma"):
+                self.embed_attrs["scale"] = self.hidden_size**0.5  # the builder rounds it to two decimals
+
+        def make_rotary_embedding_caches_from_scratch(self) -> tuple[torch.Tensor, torch.Tensor]:
+            # The model's own table of angles: scalings that the builder does not know, or applies to the wrong layers,
+            # are right by construction. Gemma 3 asks for the global table first, then for the local one.
+            kind = (next(rope_kinds),) if name == "Gemma3ForCausalLM" else ()
+            positions = torch.arange(self.rope_attrs["cache_length"])[None]
+            cos, sin = rotary(torch.zeros(1), positions, *kind)
+            return cos[0], sin[0]
+
+        def load_weights(self, input_path: str) -> nn.Module:
+            return weights
+
+        def has_lm_head(self, module: nn.Module) -> bool:
+            # not any linear that happens to be as wide as the vocabulary
+            return module is weights.get_output_embeddings()
+
+        def make_inputs_and_outputs(self) -> None:
+            for shapes, kind in ((self.input_shapes, "past_key_values"), (self.output_shapes, "present")):
+                for part in ("key", "value"):
+                    shapes[f"{kind}.{part}"] = [*shapes[f"{kind}.{part}"][:-1], self.head_size]
+            super().make_inputs_and_outputs()
+
+        def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
+            node = super().make_matmul(matmul, basename, root_input, **kwargs)
+            module, start = self._linears[id(matmul)]
+            product = Product(node, start, start + matmul.weight.shape[0])
+            self.products[module] = (*self.products.get(module, ()), product)
+            return node
+
+        def make_attention_unpacked_regular(
+            self, layer_id: int, attention: Any, qkv_linear: nn.Linear, root_input: str, **kwargs: Any
+        ) -> None:
+            super().make_attention_unpacked_regular(layer_id, attention, qkv_linear, root_input, **kwargs)
+            self._note_parts(qkv_linear, (attention.q_proj, attention.k_proj, attention.v_proj))
+
+        def make_mlp_unpacked_regular(self, layer_id: int, mlp: Any, gate_up_linear: nn.Linear, root_input: str) -> None:
+            super().make_mlp_unpacked_regular(layer_id, mlp, gate_up_linear, root_input)
+            self._note_parts(gate_up_linear, (mlp.gate_proj, mlp.up_proj))
+
+        def _note_parts(self, packed: nn.Linear, parts: tuple[nn.Linear, ...]) -> None:
+            module, row = self._linears[id(packed)]
+            for part in parts:
+                self._linears[id(part)] = (module, row)
+                row += part.weight.shape[0]
+
+        def save_model(self, out_dir: str | Path) -> None:
+            self.model.graph.sort()
+            type(self).stamp_build_metadata(self.model)
+            onnx_ir.save(
+                self.model,
+                Path(out_dir, self.filename),
+                external_data=f"{self.filename}.data",
+                size_threshold_bytes=0,
+                alignment=_ALIGNMENT,
+                align_threshold=_ALIGNMENT,
+            )
+
+    return InMemoryBuilder(config, cache_dir)
+
+
+def _shallow_copy(module: nn.Module, seen: dict[int, nn.Module] | None = None) -> Any:
+    """Copy a tree of modules but none of its tensors: the builder adds attributes to the modules that it reads."""
+    seen = {} if seen is None else seen
+    if id(module) not in seen:
+        twin = seen[id(module)] = copy.copy(module)
+        twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+        twin._modules = {name: child and _shallow_copy(child, seen) for name, child in module._modules.items()}
+    return seen[id(module)]
