@@ -265,6 +265,9 @@ def _in_memory_builder(name: str, weights: nn.Module, config: Any, cache_dir: st
 
         def save_model(self, out_dir: str | Path) -> None:
             self.model.graph.sort()
+            for node in self.model.graph:
+                if node.op_type == "Constant":
+                    node.outputs[0].shape = None  # declared a scalar even where it is a list
             type(self).stamp_build_metadata(self.model)
             onnx_ir.save(
                 self.model,
