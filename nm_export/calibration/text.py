@@ -61,7 +61,7 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
             break
     if tokens < needed:
         raise UserError(
-            f"{section.key}: {section.dataset} (split {section.split}) has {tokens:,} tokens ({documents:,} documents); "
+            f"{section.key}: {section.dataset} (split {section.split}) has {tokens:,} tokens, but "
             f"{section.num_samples:,} sequences of {section.sequence_length:,} need {needed:,}; lower "
             f"{section.key}.num_samples or {section.key}.sequence_length, or give more text"
         )

