@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -62,11 +63,15 @@ def load_model(section: ModelSection) -> LoadedModel:
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code, "local_files_only": True}
     if gguf_file:
         options["gguf_file"] = gguf_file
+        if hasattr(
+            transformers, "GgufConfig"
+        ):  # newer versions would keep the blocks packed where a kernel is installed
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
         dtype = torch.float32 if dtype == "auto" else dtype
-    else:
-        options["config"] = config
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True, **options
+        )
     except MemoryError as error:
         raise UserError(f"{where} does not fit into memory") from error
     except Exception as error:  # every architecture has errors of its own
@@ -128,13 +133,10 @@ def _tokenizer(source: ModelSource, folder: Path, gguf_file: str | None) -> PreT
 
 def _forget_quantization(model: PreTrainedModel) -> None:
     """The weights are floats now; what says otherwise would be saved and would break the next load."""
-    for owner, attribute in (
-        (model.config, "quantization_config"),
-        (model, "hf_quantizer"),
-        (model, "quantization_method"),
-    ):
-        if hasattr(owner, attribute):
-            delattr(owner, attribute)
+    for owner in (model, model.config):
+        for attribute in ("quantization_config", "hf_quantizer", "is_quantized", "_is_quantized"):
+            if attribute in vars(owner):
+                delattr(owner, attribute)
 
 
 def _provenance(source: ModelSource, folder: Path, weights: list[Path], model: PreTrainedModel) -> dict[str, Any]:

