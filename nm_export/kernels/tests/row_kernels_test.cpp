@@ -1,0 +1,174 @@
+// Drives the arithmetic without ONNX Runtime: every instruction set of this machine against a plain statement of the
+// selection rules. Buffers have their exact size, so that a sanitizer sees every step outside.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "instruction_set.h"
+#include "median.h"
+#include "nm_topk.h"
+#include "selection_network.h"
+
+namespace {
+
+using namespace nm_export;
+
+[[noreturn]] void fail(const char* what, const char* isa, int n, int m, size_t channels) {
+  std::fprintf(stderr, "%s: wrong with %s, n = %d, m = %d, K = %zu\n", what, isa, n, m, channels);
+  std::exit(1);
+}
+
+std::vector<const char*> instruction_sets() {
+  std::vector<const char*> names;
+  for (const char* name : {"portable", "avx2", "avx512"}) {
+    if (find_instruction_set(name).kernels != nullptr) names.push_back(name);
+  }
+  return names;
+}
+
+// By the 0-1 principle a network selects from all inputs if it does so from zeros and ones.
+void test_networks() {
+  for (int m = 1; m <= 12; ++m) {
+    for (int n = 1; n <= m; ++n) {
+      const SelectionNetwork network = make_selection_network(n, m);
+      for (unsigned input = 0; input < 1u << m; ++input) {
+        unsigned keys = input;
+        int ones = 0;
+        for (int c = 0; c < m; ++c) ones += static_cast<int>(input >> c & 1u);
+        for (int i = 0; i < network.size; ++i) {
+          const Comparator step = network.steps[i];
+          const unsigned high = keys >> step.high & 1u;
+          const unsigned low = keys >> step.low & 1u;
+          keys &= ~(1u << step.high | 1u << step.low);
+          keys |= (high | low) << step.high | (high & low) << step.low;
+        }
+        if ((keys >> (n - 1) & 1u) != static_cast<unsigned>(ones >= n)) fail("network", "-", n, m, 0);
+      }
+    }
+  }
+}
+
+std::vector<bool> expected_keep(const std::vector<float>& z, const std::vector<float>& score, int n, int m) {
+  std::vector<bool> keep(z.size());
+  const auto group_size = static_cast<size_t>(m);
+  for (size_t start = 0; start < z.size(); start += group_size) {
+    std::vector<size_t> order(group_size);
+    std::iota(order.begin(), order.end(), start);
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      const float sa = std::fabs(z[a]) * score[a];
+      const float sb = std::fabs(z[b]) * score[b];
+      if (std::isnan(sa) || std::isnan(sb)) return std::isnan(sa) && !std::isnan(sb);
+      return sa > sb;
+    });
+    for (int i = 0; i < n; ++i) keep[order[static_cast<size_t>(i)]] = true;
+  }
+  return keep;
+}
+
+float random_number(std::mt19937& random, int kind) {
+  static const float kSpecial[] = {0.0f, -0.0f, 1.0f, -1.0f, std::numeric_limits<float>::infinity(),
+                                   -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN(),
+                                   -std::numeric_limits<float>::quiet_NaN(), 1e-45f, -2e-45f, 3e38f};
+  switch (kind) {
+    case 0:
+      return std::normal_distribution<float>()(random);
+    case 1:
+      return static_cast<float>(static_cast<int>(random() % 5) - 2);
+    case 2:
+      return kSpecial[random() % (sizeof kSpecial / sizeof *kSpecial)];
+    default: {
+      const auto bits = static_cast<uint32_t>(random());
+      float value;
+      std::memcpy(&value, &bits, sizeof value);
+      return value;
+    }
+  }
+}
+
+bool same(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0 || (std::isnan(a) && std::isnan(b)); }
+
+void test_selection(const char* isa, std::mt19937& random) {
+  const RowKernels& kernels = *find_instruction_set(isa).kernels;
+  for (int m = 1; m <= kMaxGroupSize; ++m) {
+    for (int n = 1; n <= m; ++n) {
+      const size_t channels = static_cast<size_t>(m) * (1 + random() % 40);
+      std::vector<float> x(channels), score(channels), shift(channels), z(channels), values(channels);
+      const int kind = static_cast<int>(random() % 4);
+      for (size_t i = 0; i < channels; ++i) {
+        x[i] = random_number(random, kind);
+        score[i] = random() % 2 ? 1.0f : 0.5f + static_cast<float>(random() % 4);
+        shift[i] = static_cast<float>(random() % 3) * 0.5f;
+        z[i] = x[i] - shift[i];
+      }
+      const NMTopK nm_topk({n, m, ShiftMode::kStatic, false}, kernels);
+      Workspace workspace;
+      float token_shift = -1;
+      nm_topk.run(x.data(), score.data(), shift.data(), 1, channels, true, workspace, values.data(), &token_shift);
+      const std::vector<bool> keep = expected_keep(z, score, n, m);
+      for (size_t i = 0; i < channels; ++i) {
+        if (!same(values[i], keep[i] ? z[i] : 0.0f)) fail("selection", isa, n, m, channels);
+      }
+      if (token_shift != 0) fail("token_shift", isa, n, m, channels);
+    }
+  }
+}
+
+template <class T>
+void run_every_mode(const RowKernels& kernels, std::mt19937& random) {
+  for (int round = 0; round < 200; ++round) {
+    const int m = 1 + static_cast<int>(random() % kMaxGroupSize);
+    const int n = 1 + static_cast<int>(random() % static_cast<unsigned>(m));
+    const size_t channels = static_cast<size_t>(m) * (1 + random() % 9);
+    const size_t tokens = random() % 4;
+    std::vector<T> x(tokens * channels), values(tokens * channels);
+    for (T& value : x) {
+      if constexpr (std::is_same_v<T, float>) {
+        value = random_number(random, static_cast<int>(random() % 4));
+      } else {
+        value.bits = static_cast<uint16_t>(random());
+      }
+    }
+    const std::vector<float> score(channels, 1.0f), shift(channels, 0.25f);
+    std::vector<float> token_shift(tokens);
+    const NMTopK nm_topk({n, m, static_cast<ShiftMode>(random() % 3), random() % 2 == 1}, kernels);
+    Workspace workspace;
+    nm_topk.run(x.data(), score.data(), shift.data(), tokens, channels, random() % 2 == 1, workspace, values.data(),
+                token_shift.data());
+  }
+}
+
+void test_median(std::mt19937& random) {
+  for (int round = 0; round < 3000; ++round) {
+    std::vector<float> v(1 + random() % 300);
+    const int kind = static_cast<int>(random() % 4);
+    for (float& value : v) value = random_number(random, kind);
+    const float found = median(v.data(), v.size());
+    const bool has_nan = std::any_of(v.begin(), v.end(), [](float a) { return std::isnan(a); });
+    std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(has_nan ? 0 : (v.size() - 1) / 2), v.end());
+    if (has_nan ? !std::isnan(found) : found != v[(v.size() - 1) / 2]) fail("median", "-", 0, 0, v.size());
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(1);
+  test_networks();
+  test_median(random);
+  for (const char* isa : instruction_sets()) {
+    for (int round = 0; round < 3; ++round) test_selection(isa, random);
+    const RowKernels& kernels = *find_instruction_set(isa).kernels;
+    run_every_mode<float>(kernels, random);
+    run_every_mode<Float16>(kernels, random);
+    run_every_mode<BFloat16>(kernels, random);
+    std::printf("%s: ok\n", isa);
+  }
+}
