@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nm_export import ops
 from nm_export.errors import NMExportError, UserError
 from nm_export.onnx.extras import require
 
@@ -27,7 +28,7 @@ def create_session(
     """Open a graph of this package with the compiled operators or, without them, with the function bodies it carries.
 
     Args:
-        model_path: the .onnx file. Its external data is looked for beside the real file, so links are followed.
+        model_path: the .onnx file, with its weights in `<model_path>.data`. Either may be a symbolic link.
         library: True insists on the compiled operators, False runs the function bodies, None takes what there is and
             warns when it is the slow one.
         providers: execution providers as for onnxruntime.InferenceSession; None is the CPU. The compiled operators run
@@ -43,7 +44,7 @@ def create_session(
     require("onnxruntime", "onnx")
     import onnxruntime
 
-    path = Path(model_path).resolve()
+    path = Path(model_path)
     if not path.is_file():
         raise UserError(f"{model_path} does not exist: export the model with ONNX switched on.")
     options = session_options or onnxruntime.SessionOptions()
@@ -53,30 +54,41 @@ def create_session(
     if library is None or library:
         _register_library(options, on_cpu, insist=bool(library))
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers)
-    except Exception as error:
+        return onnxruntime.InferenceSession(_source(path, options), options, providers=providers)
+    except Exception as error:  # ONNX Runtime's own exception types differ between its versions
         raise NMExportError(f"ONNX Runtime {onnxruntime.__version__} cannot open {path}: {error}") from error
 
 
 def _register_library(options: "SessionOptions", on_cpu: bool, insist: bool) -> None:
-    from nm_export.ops import ops_library_path
-
     try:
         if not on_cpu:
-            raise UserError("the compiled operators run on CPUExecutionProvider only")
-        path = ops_library_path()
+            raise UserError("the compiled operators run on CPUExecutionProvider only.")
+        ops.register(options)
     except UserError as error:
         if insist:
             raise
-        warnings.warn(
-            f"N:M operators run through their ONNX function bodies, several times slower than compiled: {error}",
-            stacklevel=3,
-        )
-        return
-    try:
-        options.register_custom_ops_library(str(path))
-    except Exception as error:
-        raise NMExportError(f"ONNX Runtime cannot load {path}: {error}") from error
+        warnings.warn(f"N:M operators run as ONNX function bodies, slower than compiled: {error}", stacklevel=3)
+
+
+def _source(path: Path, options: "SessionOptions") -> str | bytes:
+    """What to open: the path, or, where files are links as in the Hub's cache, the graph pointing at the real files.
+
+    Some versions of ONNX Runtime refuse external data that is a link, others look for it beside the link's target.
+    """
+    data = path.with_name(f"{path.name}.data")
+    if not path.is_symlink() and not data.is_symlink():
+        return str(path)
+    require("onnx", "onnx")
+    import onnx
+
+    real = data.resolve()
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = real.name
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(real.parent))
+    return model.SerializeToString()
 
 
 def empty_cache(session: "InferenceSession", batch: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,93 @@
+"""The road from a sparse model in memory to a folder that ONNX Runtime and onnxruntime-genai open."""
+
+import importlib.metadata
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nm_export.onnx.base_graph import build_base_graph, check_base_graph
+from nm_export.onnx.checking import check_graph
+from nm_export.onnx.insert import insert_nm_topk, pruned_inputs
+
+if TYPE_CHECKING:
+    from nm_export.modeling import NMSparseForCausalLM
+
+_RECORDED = ("nm_export", "onnx", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote.
+
+    Attributes:
+        model_path: the graph, `<folder>/onnx/model.onnx`; its weights lie beside it.
+        num_operators: number of `NMTopK` nodes.
+        num_modules: number of linears whose input they prune.
+        dense_difference: largest difference between the dense graph's and the dense torch model's logits, as a share of
+            the largest logit.
+        size_bytes: size of graph and weights.
+    """
+
+    model_path: Path
+    num_operators: int
+    num_modules: int
+    dense_difference: float
+    size_bytes: int
+
+
+def export_onnx(
+    model: "NMSparseForCausalLM",
+    folder: str | Path,
+    *,
+    tokenizer_dir: str | Path,
+    opset: int | None = None,
+    precision: str = "fp32",
+    metadata: Mapping[str, str] | None = None,
+) -> ExportResult:
+    """Export a sparse model to `folder`/onnx, replacing what an earlier export left there.
+
+    The folder appears whole or not at all: model.onnx with the function bodies of its operators, model.onnx.data,
+    genai_config.json and the tokenizer's files.
+
+    Args:
+        model: sparse causal language model on the CPU.
+        folder: existing folder of the published model.
+        tokenizer_dir: folder that AutoTokenizer loads.
+        opset: version of the standard operators; None and 22 are accepted.
+        precision: of the weights in the graph; "fp32" only.
+        metadata: entries for the graph's metadata, such as the recipe's hash. The versions of the packages that took
+            part are added.
+
+    Raises:
+        UserError: an architecture, opset or precision that cannot be exported; a package that is missing.
+        NMExportError: the graph builder does not render the model, or the result is not a valid ONNX file.
+    """
+    target = Path(folder) / "onnx"
+    inputs = pruned_inputs(model)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as scratch:
+        made = Path(scratch) / "onnx"
+        made.mkdir()
+        graph = build_base_graph(model, tokenizer_dir, made, opset=opset, precision=precision)
+        difference = check_base_graph(graph, model)
+        insert_nm_topk(graph, inputs, {**_versions(), **(metadata or {})})
+        check_graph(graph.path)
+        size = sum(path.stat().st_size for path in made.glob("model.onnx*"))
+        if target.exists():
+            os.replace(target, Path(scratch) / "previous")
+        os.replace(made, target)
+    return ExportResult(
+        target / "model.onnx", len(inputs), sum(len(pruned.modules) for pruned in inputs), difference, size
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _RECORDED:
+        try:
+            found[f"version.{name}"] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
