@@ -1,0 +1,253 @@
+"""The command line: words to calls of `nm_export.pipeline`, and exceptions to one sentence and an exit code.
+
+Everything heavy is imported inside the commands, so that `nm-export --help` answers at once.
+"""
+
+import difflib
+import errno
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from nm_export.errors import NMExportError
+
+EXIT_INTERRUPTED = 130
+
+_STORAGE_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+class ExportByDefault(TyperGroup):
+    """A group whose first word may be a recipe: `nm-export RECIPE ...` means `nm-export export RECIPE ...`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put `export` in front of everything that is neither a command nor an option of the group."""
+        own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
+        if args and args[0] not in self.commands and args[0] not in own:
+            word = args[0]
+            meant = difflib.get_close_matches(word, self.commands, n=1, cutoff=0.75)
+            if meant and not Path(word).exists():
+                ctx.fail(f"There is no command or recipe {word!r}. Did you mean {meant[0]}?")
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=ExportByDefault,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    subcommand_metavar="RECIPE [OPTIONS] | COMMAND ...",
+    epilog="Options of an export: nm-export RECIPE --help",
+)
+
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More messages, and the traceback of a failure.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that an export wrote.")]
+
+
+class Backend(StrEnum):
+    """What runs an exported model."""
+
+    torch = "torch"
+    onnx = "onnx"
+    genai = "genai"
+
+
+def main() -> None:
+    """Entry point of `nm-export`."""
+    app(prog_name="nm-export")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            version = metadata.version("nm_export")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        typer.echo(f"nm-export {version}")
+        raise typer.Exit
+
+
+@app.callback()
+def nm_export(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    """Make a language model sparse in its activations (N:M), and write, verify and publish it.
+
+    [bold]Examples[/bold]
+
+      nm-export recipes/smollm2_8of16.yaml
+
+      nm-export recipes/mistral_8of16.yaml --dry-run
+
+      nm-export recipes/mistral_8of16.yaml --push-to-hub --repo-id me/Mistral-7B-8of16
+
+      nm-export recipes/smollm2_8of16.yaml --set sparsity.pattern=4:8 --output-dir out
+
+      nm-export generate exports/smollm2-135m-8of16 "Once upon a time" --backend onnx
+    """
+
+
+@app.command()
+def export(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file (docs/recipes.md).")],
+    output_dir: Annotated[Path | None, typer.Option(help="Folder to write; the recipe's own by default.")] = None,
+    push_to_hub: Annotated[
+        bool, typer.Option("--push-to-hub", help="Publish after everything was verified (log in first: hf auth login).")
+    ] = False,
+    repo_id: Annotated[str | None, typer.Option(help="Repository to publish to: user/name.")] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would happen; load no weights, write nothing.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the recipe; may be repeated."),
+    ] = None,
+    skip_onnx: Annotated[bool, typer.Option("--skip-onnx", help="Write the PyTorch form only.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output folder.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Calibrate, write, export and verify the model of RECIPE.
+
+    [bold]Examples[/bold]
+
+      nm-export recipes/smollm2_8of16.yaml
+
+      nm-export recipes/smollm2_8of16.yaml --set sparsity.pattern=4:8 --set calibration.num_samples=32
+
+      nm-export recipes/mistral_8of16.yaml --push-to-hub --private
+    """
+    with _explained(verbose):
+        from nm_export.recipe import load_recipe
+
+        loaded = load_recipe(recipe, settings or ())
+        from nm_export import pipeline
+
+        options: dict[str, Any] = {
+            "output_dir": output_dir,
+            "push_to_hub": push_to_hub,
+            "repo_id": repo_id,
+            "private": private or loaded.publish.private,
+            "skip_onnx": skip_onnx,
+            "overwrite": overwrite,
+            "verbose": verbose,
+        }
+        _print(pipeline.dry_run(loaded, **options) if dry_run else pipeline.run(loaded, **options))
+
+
+@app.command()
+def verify(folder: Folder, verbose: Verbose = False) -> None:
+    """Check again that every form of an exported model agrees."""
+    with _explained(verbose):
+        from nm_export import pipeline
+
+        _print(pipeline.verify_folder(folder))
+
+
+@app.command()
+def generate(
+    folder: Folder,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
+    backend: Annotated[Backend, typer.Option(help="What runs the model.")] = Backend.torch,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 64,
+    dense: Annotated[bool, typer.Option("--dense", help="Switch sparsity off, to compare.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Continue a text with an exported model.
+
+    [bold]Example[/bold]
+
+      nm-export generate exports/smollm2-135m-8of16 "What is the capital of France?" --backend onnx
+    """
+    with _explained(verbose):
+        from nm_export import pipeline
+
+        _print(pipeline.generate(folder, prompt, backend=backend.value, max_new_tokens=max_new_tokens, dense=dense))
+
+
+@app.command()
+def enable_genai(folder: Folder, verbose: Verbose = False) -> None:
+    """Put this platform's kernel beside the ONNX model and switch it on for onnxruntime-genai."""
+    with _explained(verbose):
+        from nm_export import pipeline
+
+        _print(pipeline.enable_genai(folder))
+
+
+def _print(result: object) -> None:
+    """Show what a call returned: a rich renderable as such, anything else as its text."""
+    if result is None:
+        return
+    from rich.console import Console
+
+    shown = result if hasattr(result, "__rich__") or hasattr(result, "__rich_console__") else str(result)
+    Console().print(shown, markup=False, highlight=False, soft_wrap=isinstance(shown, str))
+
+
+@contextmanager
+def _explained(verbose: bool) -> Iterator[None]:
+    """Run a command's body; if it stops, say why in one sentence on stderr and exit with the code for whose fault it was."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("nm_export").setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing half-written was left behind, the same command starts again", EXIT_INTERRUPTED)
+    except NMExportError as error:
+        _fail(str(error), error.exit_code, verbose)
+    except MemoryError:
+        _fail(
+            "there is not enough memory; a smaller calibration.batch_size or calibration.sequence_length needs less",
+            2,
+            verbose,
+        )
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output went away
+            raise
+        storage = _storage_sentence(error)
+        if storage is not None:
+            _fail(storage, 2, verbose)
+        reason = " ".join(str(error).split())
+        _fail(f"{type(error).__name__}: {reason}; this is a bug, run with -v for the traceback", 1, verbose)
+
+
+def _storage_sentence(error: Exception) -> str | None:
+    """What is wrong with the place that was written to or read from, if that is what the error is about."""
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
+        place = error.filename2 or error.filename or "the output folder"
+        return f"{_STORAGE_ERRORS[error.errno]}: {place}; make room or choose another folder with --output-dir"
+    if "No space left on device" in str(error):  # safetensors and torch wrap the system's error
+        return (
+            f"the disk is full ({' '.join(str(error).split())}); make room or choose another folder with --output-dir"
+        )
+    return None
+
+
+def _fail(message: str, exit_code: int, verbose: bool = False) -> NoReturn:
+    if verbose:
+        traceback.print_exc()
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    raise typer.Exit(exit_code)
+
+
+if __name__ == "__main__":
+    main()
