@@ -1,0 +1,1 @@
+"""What becomes of a calibrated model: a folder, a model card, a repository on the Hub."""

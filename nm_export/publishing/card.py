@@ -1,0 +1,105 @@
+"""The model card: README.md of a published repository."""
+
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+_CARD = """---
+{metadata}
+---
+
+# {name}
+
+{base} with N:M activation sparsity: for every token, {patterns}. Weights are the base model's own; {saved:.0%} of the
+multiply-accumulates of its decoder's linear layers need not be computed ({pruned:.0%} of them belong to pruned layers).
+
+| perplexity on held-out text | dense | sparse | ratio |
+| --- | --- | --- | --- |
+| {text} | {dense} | {sparse} | {ratio} |
+
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{repository}", trust_remote_code=True)
+```
+
+Needs `torch` and `transformers` only. PyTorch computes the same numbers as the dense model would, masked: the speed is in ONNX
+Runtime.
+{onnx}
+## What was done
+
+| modules | pattern | score | shift | variance correction | phase |
+| --- | --- | --- | --- | --- | --- |
+{schemes}
+
+`recipe.yaml` repeats it: `nm-export recipe.yaml`. `nm_export.json` names the versions, the base model's files and the text by hash,
+`measurements.json` holds what was measured. The method follows [arXiv 2509.22166](https://arxiv.org/abs/2509.22166).
+Sparse generation degrades more than perplexity suggests; measure it on your own task.
+"""
+
+_ONNX = """
+```python
+from nm_export.onnx import NMSparseORTModelForCausalLM  # pip install "nm_export[onnx]"
+
+model = NMSparseORTModelForCausalLM.from_pretrained("{repository}")
+```
+
+The folder `onnx` opens in `onnxruntime_genai` too. Without the compiled operators of `nm_export` the graph runs through
+standard operators: the same numbers, slowly.
+"""
+
+
+def model_card(
+    *, name: str, repository: str, provenance: dict[str, Any], sparsity: dict[str, Any], numbers: dict[str, Any]
+) -> str:
+    """Return the text of README.md.
+
+    Args:
+        name: title.
+        repository: what the loading snippets name: a repository id or a folder.
+        provenance: `nm_export.json`.
+        sparsity: `NMSparseConfig.sparsity`.
+        numbers: `measurements.json`.
+    """
+    base = provenance["base_model"]
+    hub_id = base.get("hub_id")
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["sparsity", "nm-sparsity", "activation-sparsity", *(["onnx"] if numbers["onnx"] else [])],
+        base_model=hub_id,
+        license=base.get("license"),
+    )
+    quality = numbers.get("perplexity")
+    patterns = sorted({scheme["pattern"] for scheme in sparsity["schemes"]})
+    kept = " or ".join("{} of every {} neighbouring inputs".format(*pattern.split(":")) for pattern in patterns)
+    return _CARD.format(
+        metadata=metadata.to_yaml(),
+        name=name,
+        base=f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else base["source"],
+        patterns=f"the pruned layers read only {kept}",
+        saved=provenance["linear_macs"]["saved_share"],
+        pruned=provenance["linear_macs"]["pruned_share"],
+        text=quality["text"] if quality else "not measured",
+        dense=f"{quality['dense']:.3f}" if quality else "",
+        sparse=f"{quality['sparse']:.3f}" if quality else "",
+        ratio=f"{quality['ratio']:.3f}" if quality else "",
+        repository=repository,
+        onnx=_ONNX.format(repository=repository) if numbers["onnx"] else "",
+        schemes="\n".join(_row(scheme) for scheme in sparsity["schemes"]),
+    )
+
+
+def _row(scheme: dict[str, Any]) -> str:
+    kinds: dict[str, int] = {}
+    for module in scheme["modules"]:
+        kind = module.rsplit(".", 1)[-1]
+        kinds[kind] = kinds.get(kind, 0) + 1
+    modules = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    score = scheme["score"]
+    if score == "weight_norm" and scheme["score_exponent"] != 1:
+        score = f"{score} ^ {scheme['score_exponent']}"
+    correction = "yes" if scheme["variance_correction"] else "no"
+    return f"| {modules} | {scheme['pattern']} | {score} | {scheme['shift']} | {correction} | {scheme['phase']} |"

@@ -1,0 +1,84 @@
+"""Write a model folder under a temporary name and give it its final name when it is whole."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from nm_export.errors import UserError
+
+
+@contextmanager
+def replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that becomes `target` when the block ends well.
+
+    When it does not, the folder is removed and whatever stood at `target` is untouched. Folders that killed runs left
+    behind are removed first.
+
+    Args:
+        target: folder to write.
+        overwrite: whether an existing `target` may be replaced.
+
+    Raises:
+        UserError: `target` exists and may not be replaced, or its parent cannot be written.
+    """
+    check_target(target, overwrite=overwrite)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-{os.getpid()}-", dir=target.parent))
+    except OSError as error:
+        raise UserError(
+            f"{target.parent} cannot be written ({error.strerror}); choose another --output-dir."
+        ) from error
+    try:
+        partial.chmod(0o755)  # mkdtemp is private to its owner, a model folder is not
+        yield partial
+        if target.exists():
+            retired = partial.with_name(f"{partial.name}-old")
+            target.rename(retired)
+            partial.rename(target)
+            shutil.rmtree(retired)
+        else:
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Raise a UserError when `target` is in the way: a file, or a folder that holds something else or must be kept."""
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise UserError(f"{target} is a file; choose another --output-dir.")
+    if not any(target.iterdir()):
+        return
+    if not (target / "nm_export.json").is_file():
+        raise UserError(f"{target} holds something that nm-export did not write; choose another --output-dir.")
+    if not overwrite:
+        raise UserError(f"{target} holds an exported model; pass --overwrite to replace it.")
+
+
+def _remove_leftovers(target: Path) -> None:
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.partial-(\d+)-\w+?(-old)?")
+    for path in target.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if not match or _is_running(int(match[1])):
+            continue
+        if match[2] and not target.exists():  # killed between two renames: the old model is still the model
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,93 @@
+"""Per-module agreement: kept channels equal exactly, outputs to rounding."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nm_export.errors import NMExportError
+from nm_export.verification.report import ModuleCheck
+
+
+@dataclass(frozen=True)
+class ModuleRecord:
+    """What one pruned linear does with `T` tokens at once and then with the last of them alone, as in decoding.
+
+    Attributes:
+        kept: bool `[1, T + 1, K]`, channels that are not zero after pruning.
+        output: `[1, T + 1, O]`.
+    """
+
+    kept: Tensor
+    output: Tensor
+
+
+def capture_inputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
+    """Run the sparse model on ids `[1, T]` and return the input of every pruned linear, by name."""
+    inputs: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))
+        for name, module in model.nm_modules().items()
+    ]
+    try:
+        with torch.no_grad():
+            model(input_ids=ids.to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return inputs
+
+
+def record_modules(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, ModuleRecord]:
+    """Feed each pruned linear its input `[1, T, K]` and record what it keeps and computes."""
+    modules = model.nm_modules()
+    records = {}
+    with torch.no_grad():
+        for name, x in inputs.items():
+            calls = (x, x[:, -1:])
+            kept = torch.cat([modules[name].prune(call)[0] != 0 for call in calls], dim=1)
+            output = torch.cat([modules[name](call) for call in calls], dim=1)
+            records[name] = ModuleRecord(kept.cpu(), output.cpu())
+    return records
+
+
+def check_modules(
+    backend: str,
+    expected: Mapping[str, ModuleRecord],
+    actual: Mapping[str, tuple[Any, Any]],
+    tolerance: float,
+) -> ModuleCheck:
+    """Compare a backend with the reference, module by module.
+
+    Args:
+        backend: name for messages.
+        expected: the reference's records.
+        actual: kept channels and outputs of the backend, arrays or tensors of the same shapes.
+        tolerance: largest output difference, relative to the largest output of the module.
+
+    Raises:
+        NMExportError: the first module that is missing, keeps other channels, or computes other outputs.
+    """
+    largest = 0.0
+    for name, record in expected.items():
+        if name not in actual:
+            raise NMExportError(f"Verification failed: {backend} has no module {name}.")
+        kept, output = (torch.as_tensor(np.asarray(part)) for part in actual[name])
+        if not torch.equal(kept.bool(), record.kept):
+            different = int((kept.bool() != record.kept).sum())
+            raise NMExportError(
+                f"Verification failed: {backend} keeps other channels than the calibrated model in {name} "
+                f"({different} of {record.kept.numel()} differ)."
+            )
+        scale = float(record.output.abs().max()) or 1.0
+        error = float((output.float() - record.output.float()).abs().max()) / scale
+        if not error <= tolerance:  # NaN fails too
+            raise NMExportError(
+                f"Verification failed: outputs of {name} in {backend} differ by {error:.2e} of the largest output; "
+                f"verify.output_tolerance allows {tolerance:.0e}."
+            )
+        largest = max(largest, error)
+    return ModuleCheck(modules=len(expected), kept_channels_equal=True, largest_error=largest)

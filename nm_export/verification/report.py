@@ -1,0 +1,44 @@
+"""What verification found."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from nm_export.evaluation import Divergence
+
+
+@dataclass(frozen=True)
+class ModuleCheck:
+    """One backend, every pruned linear, fed the reference's own inputs.
+
+    Attributes:
+        modules: linears checked.
+        kept_channels_equal: whether all kept exactly the reference's channels.
+        largest_error: largest output difference of any linear, relative to that linear's largest output.
+    """
+
+    modules: int
+    kept_channels_equal: bool
+    largest_error: float
+
+
+@dataclass
+class VerificationReport:
+    """Results by backend: `reloaded`, `onnx_kernel`, `onnx_function`.
+
+    Attributes:
+        modules: per-module checks.
+        reloaded_logits_equal: whether the reloaded model's logits are bit-equal to the calibrated model's.
+        floor: the calibrated model with eager against sdpa attention: how far rounding alone leads it astray.
+        end_to_end: each ONNX Runtime backend against the calibrated model.
+        greedy_agreement: length of the common prefix of greedily generated tokens, of how many; reported, not judged.
+    """
+
+    modules: dict[str, ModuleCheck] = field(default_factory=dict)
+    reloaded_logits_equal: bool = False
+    floor: Divergence | None = None
+    end_to_end: dict[str, Divergence] = field(default_factory=dict)
+    greedy_agreement: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)

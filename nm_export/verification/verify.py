@@ -1,0 +1,154 @@
+"""Verification: modules exactly, the reloaded model bit for bit, ONNX Runtime within the model's own floor."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nm_export.errors import NMExportError
+from nm_export.evaluation import Divergence, divergence, torch_logits
+from nm_export.verification.modules import ModuleRecord, capture_inputs, check_modules, record_modules
+from nm_export.verification.reload import reload_and_record
+from nm_export.verification.report import VerificationReport
+
+MODULE_TOKENS = 64
+GREEDY_TOKENS = 32
+
+# Below these a difference says nothing, however small the floor: single near-ties that flip among a thousand tokens.
+_NOISE = {"kl": 1e-3, "disagreement": 0.01, "nll_difference": 0.01}
+
+_LIBRARY = {"onnx_kernel": True, "onnx_function": False}
+
+
+def verify(
+    folder: Path,
+    model: Any,
+    sequences: Tensor,
+    *,
+    output_tolerance: float = 1e-4,
+    divergence_factor: float = 2.0,
+    onnx: bool = True,
+) -> VerificationReport:
+    """Compare every form of a published folder with the calibrated model that it was written from.
+
+    Args:
+        folder: published folder, with `onnx/model.onnx` if `onnx`.
+        model: the calibrated `NMSparseForCausalLM`.
+        sequences: held-out token ids, int64 `[windows, length]`.
+        output_tolerance: largest difference of a module's outputs, relative to its largest output.
+        divergence_factor: how many times the model's own eager-against-sdpa divergence is accepted end to end.
+        onnx: whether to check ONNX Runtime with the compiled kernel and with the function bodies.
+
+    Raises:
+        NMExportError: names the first module or measure out of tolerance.
+    """
+    report = VerificationReport()
+    ids = sequences[:1, :MODULE_TOKENS]
+    inputs = capture_inputs(model, ids)
+    expected = record_modules(model, inputs)
+
+    logits, records = reload_and_record(folder, ids, inputs)
+    report.modules["reloaded"] = check_modules("the reloaded model", expected, records, output_tolerance)
+    report.reloaded_logits_equal = torch.equal(logits, _logits(model, ids))
+    if not report.reloaded_logits_equal:
+        raise NMExportError(f"Verification failed: {folder}, reloaded, gives other logits than the calibrated model.")
+    if onnx:
+        _verify_onnx(report, folder, model, sequences, inputs, expected, output_tolerance)
+        _judge(report, divergence_factor)
+    return report
+
+
+def _verify_onnx(
+    report: VerificationReport,
+    folder: Path,
+    model: Any,
+    sequences: Tensor,
+    inputs: dict[str, Tensor],
+    expected: dict[str, ModuleRecord],
+    output_tolerance: float,
+) -> None:
+    from nm_export.onnx import NMSparseORTModelForCausalLM
+    from nm_export.onnx.probe import run_probe
+
+    path = folder / "onnx" / "model.onnx"
+    for backend, library in _LIBRARY.items():
+        calls = [{name: x[:, start:].float().numpy() for name, x in inputs.items()} for start in (0, -1)]
+        both = [run_probe(path, library=library, inputs=call) for call in calls]
+        records = {
+            name: tuple(np.concatenate(parts, axis=1) for parts in zip(both[0][name], both[1][name], strict=True))
+            for name in inputs
+        }
+        report.modules[backend] = check_modules(backend, expected, records, output_tolerance)
+
+    models = {
+        backend: NMSparseORTModelForCausalLM.from_pretrained(folder, library=use) for backend, use in _LIBRARY.items()
+    }
+    candidates = {"floor": _eager(model), **{name: torch_logits(ort) for name, ort in models.items()}}
+    results = divergence(torch_logits(model), candidates, sequences, "Verifying end to end")
+    report.floor = results.pop("floor")
+    report.end_to_end = results
+    prompt = sequences[:1, :MODULE_TOKENS]
+    expected_tokens = _greedy(model, prompt)
+    for name, ort in models.items():
+        equal = (_greedy(ort, prompt) == expected_tokens).long().cumprod(0)
+        report.greedy_agreement[name] = (int(equal.sum()), len(expected_tokens))
+
+
+def _judge(report: VerificationReport, factor: float) -> None:
+    assert report.floor is not None
+    floor = _distances(report.floor)
+    for backend, result in report.end_to_end.items():
+        for measure, value in _distances(result).items():
+            limit = max(factor * floor[measure], _NOISE[measure])
+            if not value <= limit:
+                raise NMExportError(
+                    f"Verification failed: {backend} differs from the calibrated model end to end ({measure} "
+                    f"{value:.3g}, accepted {limit:.3g}) although every module agrees; look at the rest of the graph."
+                )
+
+
+def _distances(result: Divergence) -> dict[str, float]:
+    return {
+        "kl": result.kl,
+        "disagreement": 1 - result.top1_agreement,
+        "nll_difference": result.nll_difference,
+    }
+
+
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
+
+
+def _eager(model: Any) -> Any:
+    def logits(ids: Tensor) -> Tensor:
+        with _attention(model, "eager"):
+            return torch_logits(model)(ids)
+
+    return logits
+
+
+@contextmanager
+def _attention(model: Any, implementation: str) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _greedy(model: Any, prompt: Tensor) -> Tensor:
+    tokens = model.generate(
+        prompt.to(model.device),
+        attention_mask=torch.ones_like(prompt).to(model.device),
+        do_sample=False,
+        min_new_tokens=GREEDY_TOKENS,
+        max_new_tokens=GREEDY_TOKENS,
+        pad_token_id=0,
+    )
+    return tokens[0, prompt.shape[1] :].cpu()
