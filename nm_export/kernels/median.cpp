@@ -1,5 +1,6 @@
 #include "median.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -21,36 +22,47 @@ float from_ordered_key(uint32_t key) {
   return value;
 }
 
-constexpr int kDigits = 3;
-constexpr int kBitsOf[kDigits] = {11, 11, 10};  // from the top
-constexpr size_t kBins = 2048;
+// So few candidates are sorted out by themselves.
+constexpr size_t kFew = 128;
 
 }  // namespace
 
-float median(const float* v, size_t channels) {
-  bool has_nan = false;
-  for (size_t i = 0; i < channels; ++i) has_nan |= v[i] != v[i];
-  if (has_nan) return std::numeric_limits<float>::quiet_NaN();
+float median(const RowKernels& kernels, const float* v, size_t channels) {
+  if (kernels.has_nan(v, channels)) return std::numeric_limits<float>::quiet_NaN();
 
-  // Radix selection: each pass counts one digit of the keys that share the digits found so far.
-  size_t rank = (channels - 1) / 2;
-  uint32_t found = 0;
-  uint32_t found_mask = 0;
-  int shift = 32;
-  for (const int bits : kBitsOf) {
-    shift -= bits;
-    const uint32_t digit_mask = (1u << bits) - 1;
-    uint32_t counts[kBins] = {};
-    for (size_t i = 0; i < channels; ++i) {
-      const uint32_t key = ordered_key(v[i]);
-      if ((key & found_mask) == found) ++counts[key >> shift & digit_mask];
+  // Bisection over the keys: the median lies in [low, high), where the numbers of rank [below, below + inside) are.
+  const size_t rank = (channels - 1) / 2;
+  uint32_t low = ordered_key(-std::numeric_limits<float>::infinity());
+  uint32_t high = ordered_key(std::numeric_limits<float>::infinity()) + 1;
+  size_t below = 0;
+  size_t inside = channels;
+  while (inside > kFew && high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    const size_t below_middle = kernels.count_below(v, from_ordered_key(middle), channels);
+    if (below_middle <= rank) {
+      inside -= below_middle - below;
+      below = below_middle;
+      low = middle;
+    } else {
+      inside = below_middle - below;
+      high = middle;
     }
-    uint32_t digit = 0;
-    while (rank >= counts[digit]) rank -= counts[digit++];
-    found |= digit << shift;
-    found_mask |= digit_mask << shift;
   }
-  return from_ordered_key(found);
+  const float smallest = from_ordered_key(low);
+  if (inside > kFew) return smallest;  // all of them are this one number
+
+  // Above +inf this is a NaN, which no number is at least.
+  const float limit = from_ordered_key(high);
+  float candidates[kFew + 1] = {};  // one more, which the loop writes to after all were found
+  size_t count = 0;
+  for (size_t i = 0; i < channels; ++i) {
+    candidates[count] = v[i];
+    // Not &&: a branch would be mispredicted for every second number.
+    count += static_cast<size_t>(v[i] >= smallest) & static_cast<size_t>(!(v[i] >= limit));
+  }
+  float* const found = candidates + (rank - below);
+  std::nth_element(candidates, found, candidates + count);
+  return *found;
 }
 
 }  // namespace nm_export

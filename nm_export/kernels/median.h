@@ -3,9 +3,11 @@
 
 #include <cstddef>
 
+#include "row_kernels.h"
+
 namespace nm_export {
 
 // Element (channels - 1) / 2 of the ascending order of v; NaN if v holds a NaN. channels >= 1. Allocates nothing.
-float median(const float* v, size_t channels);
+float median(const RowKernels& kernels, const float* v, size_t channels);
 
 }  // namespace nm_export

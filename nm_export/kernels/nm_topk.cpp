@@ -68,7 +68,7 @@ float NMTopK::run_token(const T* x, const float* score, const float* shift, size
   if (parameters_.shift_mode != ShiftMode::kStatic) {
     e = parameters_.shift_mode == ShiftMode::kDynamicMean
             ? static_cast<float>(kernels_.sum(xf, channels) / static_cast<double>(channels))
-            : median(xf, channels);
+            : median(kernels_, xf, channels);
     subtrahend = {nullptr, e};
   }
 

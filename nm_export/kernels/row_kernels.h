@@ -35,6 +35,9 @@ struct RowKernels {
   // In float64: the sum of v, and the sum of (v - mean)^2.
   double (*sum)(const float* v, size_t channels);
   double (*sum_of_squares)(const float* v, double mean, size_t channels);
+  // For the median: whether v holds a NaN, and how many numbers are less than `limit`.
+  bool (*has_nan)(const float* v, size_t channels);
+  size_t (*count_below)(const float* v, float limit, size_t channels);
   // float16 and bfloat16 from and to float32, rounded to the nearest, ties to even.
   void (*widen_float16)(const uint16_t* source, size_t channels, float* target);
   void (*narrow_float16)(const float* source, size_t channels, uint16_t* target);

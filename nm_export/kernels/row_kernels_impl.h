@@ -7,6 +7,8 @@
 // Everything is in an unnamed namespace: each instruction set needs a copy of its own.
 #pragma once
 
+#include <utility>  // types only
+
 #include "row_kernels.h"
 
 namespace nm_export {
@@ -35,14 +37,24 @@ inline int32_t key_of(float z, float score) {
   return key < kNanKey ? key : kNanKey;
 }
 
+// z = x - shift, where the shift is a vector of channels or one number.
 template <class Lanes>
-typename Lanes::Float shifted(const float* x, Shift shift, size_t i) {
-  return Lanes::sub(Lanes::load(x + i), shift.vector ? Lanes::load(shift.vector + i) : Lanes::broadcast(shift.scalar));
-}
+struct VectorShift {
+  const float* vector;
+  typename Lanes::Float lanes(const float* x, size_t i) const {
+    return Lanes::sub(Lanes::load(x + i), Lanes::load(vector + i));
+  }
+  float one(const float* x, size_t i) const { return x[i] - vector[i]; }
+};
 
-inline float shifted_one(const float* x, Shift shift, size_t i) {
-  return x[i] - (shift.vector ? shift.vector[i] : shift.scalar);
-}
+template <class Lanes>
+struct ScalarShift {
+  float scalar;
+  typename Lanes::Float lanes(const float* x, size_t i) const {
+    return Lanes::sub(Lanes::load(x + i), Lanes::broadcast(scalar));
+  }
+  float one(const float* x, size_t i) const { return x[i] - scalar; }
+};
 
 // Keeps of a block as one string of bits, channel after channel: bit i belongs to channel i of the block.
 struct KeepBits {
@@ -67,6 +79,68 @@ inline void pack(const uint32_t* low, const uint32_t* high, int groups, int m, K
   keep.words[at] = word;
 }
 
+// Networks whose steps are known when this is compiled stay in registers: the patterns that keep one half.
+template <int kN, int kM>
+struct HalfNetwork {
+  static constexpr SelectionNetwork value = make_selection_network(kN, kM);
+};
+
+template <class Lanes, int kHigh, int kLow>
+inline void compare_exchange(typename Lanes::Int* sorted) {
+  const auto a = sorted[kHigh];
+  const auto b = sorted[kLow];
+  sorted[kHigh] = Lanes::max(a, b);
+  sorted[kLow] = Lanes::min(a, b);
+}
+
+template <class Lanes, int kN, int kM, size_t... kStep>
+typename Lanes::Int unrolled_threshold(const typename Lanes::Int* channel, std::index_sequence<kStep...>) {
+  using Network = HalfNetwork<kN, kM>;
+  typename Lanes::Int sorted[kM];
+  for (int c = 0; c < kM; ++c) sorted[c] = channel[c];
+  (compare_exchange<Lanes, Network::value.steps[kStep].high, Network::value.steps[kStep].low>(sorted), ...);
+  return sorted[kN - 1];
+}
+
+template <class Lanes, int kN, int kM>
+typename Lanes::Int unrolled_threshold(const typename Lanes::Int* channel) {
+  return unrolled_threshold<Lanes, kN, kM>(channel, std::make_index_sequence<HalfNetwork<kN, kM>::value.size>());
+}
+
+template <class Lanes>
+typename Lanes::Int any_threshold(const typename Lanes::Int* channel, const Pattern& pattern) {
+  typename Lanes::Int sorted[kMaxGroupSize];
+  for (int c = 0; c < pattern.m; ++c) sorted[c] = channel[c];
+  for (int i = 0; i < pattern.network.size; ++i) {
+    const Comparator step = pattern.network.steps[i];
+    const auto a = sorted[step.high];
+    const auto b = sorted[step.low];
+    sorted[step.high] = Lanes::max(a, b);
+    sorted[step.low] = Lanes::min(a, b);
+  }
+  return sorted[pattern.n - 1];
+}
+
+// The n-th largest key of every lane.
+template <class Lanes>
+typename Lanes::Int threshold_of(const typename Lanes::Int* channel, const Pattern& pattern) {
+  if (pattern.n * 2 == pattern.m) {
+    switch (pattern.m) {
+      case 4:
+        return unrolled_threshold<Lanes, 2, 4>(channel);
+      case 8:
+        return unrolled_threshold<Lanes, 4, 8>(channel);
+      case 16:
+        return unrolled_threshold<Lanes, 8, 16>(channel);
+      case 32:
+        return unrolled_threshold<Lanes, 16, 32>(channel);
+      default:
+        break;
+    }
+  }
+  return any_threshold<Lanes>(channel, pattern);
+}
+
 // The keeps of `groups` <= kWidth groups whose keys lie one after the other at `keys`. `keys` has room for kWidth
 // groups; what is in the unused ones does not matter.
 template <class Lanes>
@@ -75,17 +149,14 @@ void select_block(const int32_t* keys, const Pattern& pattern, int groups, KeepB
   constexpr int kWidth = Lanes::kWidth;
   const int m = pattern.m;
 
+  // Lane g of channel[c] is channel c of group g.
   Int channel[kMaxGroupSize];
-  Int sorted[kMaxGroupSize];
-  for (int c = 0; c < m; ++c) sorted[c] = channel[c] = Lanes::load_strided(keys + c, m);
-  for (int i = 0; i < pattern.network.size; ++i) {
-    const Comparator step = pattern.network.steps[i];
-    const Int a = sorted[step.high];
-    const Int b = sorted[step.low];
-    sorted[step.high] = Lanes::max(a, b);
-    sorted[step.low] = Lanes::min(a, b);
+  if (m % 4 == 0) {
+    for (int c = 0; c < m; c += 4) Lanes::load_four_channels(keys + c, m, channel + c);
+  } else {
+    for (int c = 0; c < m; ++c) channel[c] = Lanes::load_channel(keys + c, m);
   }
-  const Int threshold = sorted[pattern.n - 1];
+  const Int threshold = threshold_of<Lanes>(channel, pattern);
 
   Int bits[2] = {Lanes::broadcast_int(0), Lanes::broadcast_int(0)};
   Int excess = Lanes::broadcast_int(-pattern.n);
@@ -95,8 +166,9 @@ void select_block(const int32_t* keys, const Pattern& pattern, int groups, KeepB
     excess = Lanes::increment_unless(below, excess);
   }
   if (Lanes::any_positive(excess)) {
+    const Int zero = Lanes::broadcast_int(0);
     for (int c = m - 1; c >= 0; --c) {
-      const auto drop = Lanes::both(Lanes::equal(threshold, channel[c]), Lanes::greater(excess, Lanes::broadcast_int(0)));
+      const auto drop = Lanes::both(Lanes::equal(threshold, channel[c]), Lanes::greater(excess, zero));
       bits[c / 32] = Lanes::clear_where(drop, bits[c / 32], Lanes::broadcast_int(static_cast<int32_t>(1u << (c % 32))));
       excess = Lanes::decrement_where(drop, excess);
     }
@@ -108,39 +180,80 @@ void select_block(const int32_t* keys, const Pattern& pattern, int groups, KeepB
   pack(low, high, groups, m, keep);
 }
 
-template <class Lanes>
-void prune(const float* x, const float* score, Shift shift, size_t channels, const Pattern& pattern, float* values) {
+template <class Lanes, class AnyShift>
+void prune_shifted(const float* x, const float* score, AnyShift shift, size_t channels, const Pattern& pattern,
+                   float* values) {
   constexpr size_t kWidth = Lanes::kWidth;
   const size_t m = static_cast<size_t>(pattern.m);
   const size_t block = kWidth * m;
-  alignas(64) int32_t keys[kMaxGroupSize * kWidth] = {};
+  alignas(64) int32_t keys[kMaxGroupSize * kWidth];
   KeepBits keep;
   for (size_t start = 0; start < channels; start += block) {
     const size_t count = channels - start < block ? channels - start : block;
-    size_t i = 0;
-    for (; i + kWidth <= count; i += kWidth) {
-      Lanes::store_int(keys + i, Lanes::key(shifted<Lanes>(x, shift, start + i), Lanes::load(score + start + i)));
+    const size_t end = start + count;
+    size_t i = start;
+    for (; i + kWidth <= end; i += kWidth) {
+      Lanes::store_int(keys + (i - start), Lanes::key(shift.lanes(x, i), Lanes::load(score + i)));
     }
-    for (; i < count; ++i) keys[i] = key_of(shifted_one(x, shift, start + i), score[start + i]);
+    for (; i < end; ++i) keys[i - start] = key_of(shift.one(x, i), score[i]);
+    for (i = count; i < block; ++i) keys[i] = 0;
 
     select_block<Lanes>(keys, pattern, static_cast<int>(count / m), keep);
 
-    for (i = 0; i + kWidth <= count; i += kWidth) {
-      const auto mask = static_cast<uint32_t>(keep.words[i / 64] >> (i % 64));
-      Lanes::store(values + start + i, Lanes::where(mask, shifted<Lanes>(x, shift, start + i)));
+    for (i = start; i + kWidth <= end; i += kWidth) {
+      const size_t bit = i - start;
+      Lanes::store(values + i, Lanes::where(static_cast<uint32_t>(keep.words[bit / 64] >> (bit % 64)), shift.lanes(x, i)));
     }
-    for (; i < count; ++i) {
-      const bool kept = keep.words[i / 64] >> (i % 64) & 1;
-      values[start + i] = kept ? shifted_one(x, shift, start + i) : 0.0f;
+    for (; i < end; ++i) {
+      const size_t bit = i - start;
+      values[i] = (keep.words[bit / 64] >> (bit % 64) & 1u) ? shift.one(x, i) : 0.0f;
     }
   }
 }
 
 template <class Lanes>
-void subtract(const float* x, Shift shift, size_t channels, float* z) {
+void prune(const float* x, const float* score, Shift shift, size_t channels, const Pattern& pattern, float* values) {
+  if (shift.vector != nullptr) {
+    prune_shifted<Lanes>(x, score, VectorShift<Lanes>{shift.vector}, channels, pattern, values);
+  } else {
+    prune_shifted<Lanes>(x, score, ScalarShift<Lanes>{shift.scalar}, channels, pattern, values);
+  }
+}
+
+template <class Lanes, class AnyShift>
+void subtract_shifted(const float* x, AnyShift shift, size_t channels, float* z) {
   size_t i = 0;
-  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) Lanes::store(z + i, shifted<Lanes>(x, shift, i));
-  for (; i < channels; ++i) z[i] = shifted_one(x, shift, i);
+  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) Lanes::store(z + i, shift.lanes(x, i));
+  for (; i < channels; ++i) z[i] = shift.one(x, i);
+}
+
+template <class Lanes>
+void subtract(const float* x, Shift shift, size_t channels, float* z) {
+  if (shift.vector != nullptr) {
+    subtract_shifted<Lanes>(x, VectorShift<Lanes>{shift.vector}, channels, z);
+  } else {
+    subtract_shifted<Lanes>(x, ScalarShift<Lanes>{shift.scalar}, channels, z);
+  }
+}
+
+template <class Lanes>
+bool has_nan(const float* v, size_t channels) {
+  size_t i = 0;
+  bool found = false;
+  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) found |= Lanes::any_nan(Lanes::load(v + i));
+  for (; i < channels; ++i) found |= v[i] != v[i];
+  return found;
+}
+
+template <class Lanes>
+size_t count_below(const float* v, float limit, size_t channels) {
+  const typename Lanes::Float limits = Lanes::broadcast(limit);
+  typename Lanes::Count total{};
+  size_t i = 0;
+  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) total.add_less(Lanes::load(v + i), limits);
+  size_t rest = 0;
+  for (; i < channels; ++i) rest += v[i] < limit ? 1u : 0u;
+  return total.total() + rest;
 }
 
 template <class Lanes>

@@ -17,9 +17,26 @@ struct Avx2Lanes {
   static void store_int(int32_t* target, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), v); }
   static Float broadcast(float value) { return _mm256_set1_ps(value); }
   static Int broadcast_int(int32_t value) { return _mm256_set1_epi32(value); }
-  static Int load_strided(const int32_t* source, int stride) {
+  static Int load_channel(const int32_t* source, int m) {
     const Int lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    return _mm256_i32gather_epi32(source, _mm256_mullo_epi32(lane, broadcast_int(stride)), 4);
+    return _mm256_i32gather_epi32(source, _mm256_mullo_epi32(lane, broadcast_int(m)), 4);
+  }
+  // Row r holds four channels of the groups r and r + 4; each half is then a 4 x 4 transpose.
+  static void load_four_channels(const int32_t* source, int m, Int* channel) {
+    Int row[4];
+    for (int r = 0; r < 4; ++r) {
+      const auto* first = reinterpret_cast<const __m128i*>(source + r * m);
+      const auto* second = reinterpret_cast<const __m128i*>(source + (r + 4) * m);
+      row[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(first)), _mm_loadu_si128(second), 1);
+    }
+    const Int low01 = _mm256_unpacklo_epi32(row[0], row[1]);
+    const Int high01 = _mm256_unpackhi_epi32(row[0], row[1]);
+    const Int low23 = _mm256_unpacklo_epi32(row[2], row[3]);
+    const Int high23 = _mm256_unpackhi_epi32(row[2], row[3]);
+    channel[0] = _mm256_unpacklo_epi64(low01, low23);
+    channel[1] = _mm256_unpackhi_epi64(low01, low23);
+    channel[2] = _mm256_unpacklo_epi64(high01, high23);
+    channel[3] = _mm256_unpackhi_epi64(high01, high23);
   }
   static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
@@ -45,6 +62,22 @@ struct Avx2Lanes {
     const Int set = equal(_mm256_and_si256(broadcast_int(static_cast<int32_t>(mask)), bit), bit);
     return _mm256_and_ps(v, _mm256_castsi256_ps(set));
   }
+
+  static bool any_nan(Float v) { return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0; }
+
+  struct Count {
+    Int lanes = _mm256_setzero_si256();
+    void add_less(Float v, Float limit) {
+      lanes = _mm256_sub_epi32(lanes, _mm256_castps_si256(_mm256_cmp_ps(v, limit, _CMP_LT_OQ)));
+    }
+    size_t total() const {
+      uint32_t at[kWidth];
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), lanes);
+      size_t all = 0;
+      for (const uint32_t one : at) all += one;
+      return all;
+    }
+  };
 
   struct Sum {
     __m256d low = _mm256_setzero_pd();
@@ -92,8 +125,8 @@ void narrow_float16(const float* source, size_t channels, uint16_t* target) {
 }  // namespace
 
 const RowKernels kAvx2Kernels = {
-    prune<Avx2Lanes>,          subtract<Avx2Lanes>, scale<Avx2Lanes>, sum<Avx2Lanes>,
-    sum_of_squares<Avx2Lanes>, widen_float16,       narrow_float16,   widen_bfloat16,
+    prune<Avx2Lanes>,   subtract<Avx2Lanes>,    scale<Avx2Lanes>, sum<Avx2Lanes>,       sum_of_squares<Avx2Lanes>,
+    has_nan<Avx2Lanes>, count_below<Avx2Lanes>, widen_float16,        narrow_float16, widen_bfloat16,
     narrow_bfloat16,
 };
 

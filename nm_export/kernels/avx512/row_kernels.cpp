@@ -17,9 +17,30 @@ struct Avx512Lanes {
   static void store_int(int32_t* target, Int v) { _mm512_storeu_si512(target, v); }
   static Float broadcast(float value) { return _mm512_set1_ps(value); }
   static Int broadcast_int(int32_t value) { return _mm512_set1_epi32(value); }
-  static Int load_strided(const int32_t* source, int stride) {
+  static Int load_channel(const int32_t* source, int m) {
     const Int lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(stride)), source, 4);
+    return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, broadcast_int(m)), source, 4);
+  }
+  // Row r holds four channels of the groups r, r + 4, r + 8 and r + 12; each quarter is then a 4 x 4 transpose.
+  static void load_four_channels(const int32_t* source, int m, Int* channel) {
+    Int row[4];
+    for (int r = 0; r < 4; ++r) {
+      const auto quarter = [=](int q) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + (r + 4 * q) * m));
+      };
+      Int joined = _mm512_castsi128_si512(quarter(0));
+      joined = _mm512_inserti32x4(joined, quarter(1), 1);
+      joined = _mm512_inserti32x4(joined, quarter(2), 2);
+      row[r] = _mm512_inserti32x4(joined, quarter(3), 3);
+    }
+    const Int low01 = _mm512_unpacklo_epi32(row[0], row[1]);
+    const Int high01 = _mm512_unpackhi_epi32(row[0], row[1]);
+    const Int low23 = _mm512_unpacklo_epi32(row[2], row[3]);
+    const Int high23 = _mm512_unpackhi_epi32(row[2], row[3]);
+    channel[0] = _mm512_unpacklo_epi64(low01, low23);
+    channel[1] = _mm512_unpackhi_epi64(low01, low23);
+    channel[2] = _mm512_unpacklo_epi64(high01, high23);
+    channel[3] = _mm512_unpackhi_epi64(high01, high23);
   }
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
@@ -40,6 +61,22 @@ struct Avx512Lanes {
   static Int decrement_where(Mask mask, Int v) { return _mm512_mask_sub_epi32(v, mask, v, broadcast_int(1)); }
   static bool any_positive(Int v) { return _mm512_cmpgt_epi32_mask(v, broadcast_int(0)) != 0; }
   static Float where(uint32_t mask, Float v) { return _mm512_maskz_mov_ps(static_cast<Mask>(mask), v); }
+
+  static bool any_nan(Float v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
+
+  struct Count {
+    Int lanes = _mm512_setzero_si512();
+    void add_less(Float v, Float limit) {
+      lanes = _mm512_mask_add_epi32(lanes, _mm512_cmp_ps_mask(v, limit, _CMP_LT_OQ), lanes, _mm512_set1_epi32(1));
+    }
+    size_t total() const {
+      uint32_t at[kWidth];
+      _mm512_storeu_si512(at, lanes);
+      size_t all = 0;
+      for (const uint32_t one : at) all += one;
+      return all;
+    }
+  };
 
   struct Sum {
     __m512d low = _mm512_setzero_pd();
@@ -83,8 +120,8 @@ void narrow_float16(const float* source, size_t channels, uint16_t* target) {
 }  // namespace
 
 const RowKernels kAvx512Kernels = {
-    prune<Avx512Lanes>,          subtract<Avx512Lanes>, scale<Avx512Lanes>, sum<Avx512Lanes>,
-    sum_of_squares<Avx512Lanes>, widen_float16,         narrow_float16,     widen_bfloat16,
+    prune<Avx512Lanes>,   subtract<Avx512Lanes>,    scale<Avx512Lanes>, sum<Avx512Lanes>,       sum_of_squares<Avx512Lanes>,
+    has_nan<Avx512Lanes>, count_below<Avx512Lanes>, widen_float16,        narrow_float16, widen_bfloat16,
     narrow_bfloat16,
 };
 

@@ -42,8 +42,11 @@ struct PortableLanes {
   static Int broadcast_int(int32_t value) {
     return each([=](int) { return value; });
   }
-  static Int load_strided(const int32_t* source, int stride) {
-    return each([=](int i) { return source[i * stride]; });
+  static Int load_channel(const int32_t* source, int m) {
+    return each([=](int i) { return source[i * m]; });
+  }
+  static void load_four_channels(const int32_t* source, int m, Int* channel) {
+    for (int c = 0; c < 4; ++c) channel[c] = load_channel(source + c, m);
   }
   static Float sub(const Float& a, const Float& b) {
     return each_float([&](int i) { return a.at[i] - b.at[i]; });
@@ -86,10 +89,30 @@ struct PortableLanes {
     for (int i = 0; i < kWidth; ++i) any |= static_cast<int32_t>(v.at[i] > 0);
     return any != 0;
   }
-  // v where the bit of the lane is set, +0 elsewhere.
+  // v where the bit of the lane is set, +0 elsewhere. Without a branch, which would be mispredicted often.
   static Float where(uint32_t mask, const Float& v) {
-    return each_float([&](int i) { return (mask >> i & 1u) ? v.at[i] : 0.0f; });
+    return each_float([&](int i) {
+      return float_of(static_cast<uint32_t>(bits_of(v.at[i])) & (0u - (mask >> i & 1u)));
+    });
   }
+
+  static bool any_nan(const Float& v) {
+    bool any = false;
+    for (int i = 0; i < kWidth; ++i) any |= v.at[i] != v.at[i];
+    return any;
+  }
+
+  struct Count {
+    uint32_t at[kWidth] = {};
+    void add_less(const Float& v, const Float& limit) {
+      for (int i = 0; i < kWidth; ++i) at[i] += v.at[i] < limit.at[i] ? 1u : 0u;
+    }
+    size_t total() const {
+      size_t all = 0;
+      for (const uint32_t one : at) all += one;
+      return all;
+    }
+  };
 
   struct Sum {
     double at[kWidth] = {};
@@ -143,8 +166,8 @@ void narrow_float16(const float* source, size_t channels, uint16_t* target) {
 }  // namespace
 
 const RowKernels kPortableKernels = {
-    prune<PortableLanes>,          subtract<PortableLanes>, scale<PortableLanes>, sum<PortableLanes>,
-    sum_of_squares<PortableLanes>, widen_float16,           narrow_float16,       widen_bfloat16,
+    prune<PortableLanes>,   subtract<PortableLanes>,    scale<PortableLanes>, sum<PortableLanes>,       sum_of_squares<PortableLanes>,
+    has_nan<PortableLanes>, count_below<PortableLanes>, widen_float16,        narrow_float16, widen_bfloat16,
     narrow_bfloat16,
 };
 

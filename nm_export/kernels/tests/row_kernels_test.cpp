@@ -145,15 +145,16 @@ void run_every_mode(const RowKernels& kernels, std::mt19937& random) {
   }
 }
 
-void test_median(std::mt19937& random) {
+void test_median(const char* isa, std::mt19937& random) {
+  const RowKernels& kernels = *find_instruction_set(isa).kernels;
   for (int round = 0; round < 3000; ++round) {
-    std::vector<float> v(1 + random() % 300);
+    std::vector<float> v(1 + random() % 1000);
     const int kind = static_cast<int>(random() % 4);
     for (float& value : v) value = random_number(random, kind);
-    const float found = median(v.data(), v.size());
+    const float found = median(kernels, v.data(), v.size());
     const bool has_nan = std::any_of(v.begin(), v.end(), [](float a) { return std::isnan(a); });
     std::nth_element(v.begin(), v.begin() + static_cast<std::ptrdiff_t>(has_nan ? 0 : (v.size() - 1) / 2), v.end());
-    if (has_nan ? !std::isnan(found) : found != v[(v.size() - 1) / 2]) fail("median", "-", 0, 0, v.size());
+    if (has_nan ? !std::isnan(found) : found != v[(v.size() - 1) / 2]) fail("median", isa, 0, 0, v.size());
   }
 }
 
@@ -162,9 +163,9 @@ void test_median(std::mt19937& random) {
 int main() {
   std::mt19937 random(1);
   test_networks();
-  test_median(random);
   for (const char* isa : instruction_sets()) {
     for (int round = 0; round < 3; ++round) test_selection(isa, random);
+    test_median(isa, random);
     const RowKernels& kernels = *find_instruction_set(isa).kernels;
     run_every_mode<float>(kernels, random);
     run_every_mode<Float16>(kernels, random);
