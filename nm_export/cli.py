@@ -205,7 +205,7 @@ def _print(result: object) -> None:
 
 @contextmanager
 def _explained(verbose: bool) -> Iterator[None]:
-    """Run a command's body; if it stops, say why in one sentence on stderr and exit with the code for whose fault it was."""
+    """Run a command's body; if it stops, say why in one sentence on stderr and exit with the matching code."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     logging.getLogger("nm_export").setLevel(logging.DEBUG if verbose else logging.INFO)
     try:

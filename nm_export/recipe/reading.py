@@ -119,14 +119,14 @@ def _sentence(error: ErrorDetails, path: KeyPath) -> str:
     if kind == "literal_error":
         choices = context["expected"].replace("'", "")
         words = choices.replace(" or ", ", ").split(", ")
-        return f"{dotted(path)} is {error['input']!r}; it must be {choices}{_nearest(str(error['input']), words, '')}"
+        given = error["input"]
+        return f"{dotted(path)} is {_shown(given)}; it must be {choices}{_nearest(str(given)[:60], words, '')}"
     if kind in ("model_type", "model_attributes_type"):
         return f"{dotted(path)} is {_kind(error['input'])}; it must be a mapping of keys"
     if kind == "too_short":
         return f"{dotted(path)} is empty; give at least one entry"
     given = error["input"]
-    shown = _kind(given) if isinstance(given, (dict, list)) or given is None else repr(given)
-    return f"{dotted(path)} is {shown}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+    return f"{dotted(path)} is {_shown(given)}: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
 
 def _nearest(word: str, known: Sequence[str], otherwise: str | None = None) -> str:
@@ -155,6 +155,10 @@ def _section_type(annotation: Any) -> type[BaseModel] | None:
 
 
 _SECTIONS = {name for name, field in Recipe.model_fields.items() if _section_type(field.annotation)} - {"model"}
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80] if isinstance(value, str) else _kind(value)
 
 
 def _kind(value: object) -> str:

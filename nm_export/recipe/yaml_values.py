@@ -91,7 +91,11 @@ def dotted(path: KeyPath) -> str:
     """Key path as users write it: `sparsity.overrides[0].modules`."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            word = part if part.isprintable() and len(part) <= 60 else f"{part[:60]!r}"
+            text += f".{word}" if text else word
     return text
 
 
