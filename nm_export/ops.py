@@ -1,7 +1,8 @@
 """The compiled operators for ONNX Runtime: where the library is and how a session gets it.
 
-The library holds the domain ``ai.nm_export`` and works with every ONNX Runtime from 1.17 on. It is built when the package
-is installed and lies in the package's folder ``lib``. Importing this module needs neither ONNX Runtime nor the library.
+The library holds the domain ``ai.nm_export`` and works with every ONNX Runtime from 1.17 on. It is built when the
+package is installed and lies in the package's folder ``lib``. Importing this module needs neither ONNX Runtime nor the
+library.
 """
 
 import ctypes
@@ -21,8 +22,8 @@ _FILE_NAME = _FILE_NAMES.get(sys.platform, "libnm_export_ops.so")
 def ops_library_path() -> Path:
     """Return the absolute path of the compiled operator library.
 
-    The environment variable ``NM_EXPORT_OPS_LIBRARY`` names another file to use. Otherwise it is the library beside this
-    module, or, when this module is read from a source tree, the one of the installed package.
+    The environment variable ``NM_EXPORT_OPS_LIBRARY`` names another file to use. Otherwise it is the library beside
+    this module, or, when this module is read from a source tree, the one of the installed package.
 
     Raises:
         UserError: there is no library, or the variable names a file that does not exist.

@@ -3,52 +3,73 @@
 #include <cstdlib>
 #include <cstring>
 
-#if defined(NM_EXPORT_X86_64) && defined(_MSC_VER) && !defined(__clang__)
+#ifdef NM_EXPORT_X86_64
+#ifdef _MSC_VER
 #include <immintrin.h>
 #include <intrin.h>
+#else
+#include <cpuid.h>
+#endif
 #endif
 
 namespace nm_export {
 namespace {
 
 #ifdef NM_EXPORT_X86_64
-#if defined(_MSC_VER) && !defined(__clang__)
 
-struct Features {
-  bool avx2 = false;
-  bool avx512 = false;
+struct CpuidRegisters {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
 };
 
-Features detect() {
-  Features features;
-  int leaf[4];
-  __cpuid(leaf, 0);
-  if (leaf[0] < 7) return features;
-  __cpuid(leaf, 1);
-  const bool xsave_by_system = leaf[2] & (1 << 27);
-  const bool f16c = leaf[2] & (1 << 29);
-  if (!xsave_by_system || !f16c) return features;
-  const unsigned long long saved = _xgetbv(0);
-  __cpuidex(leaf, 7, 0);
-  features.avx2 = (saved & 0x06) == 0x06 && (leaf[1] & (1 << 5));
-  constexpr int kNeeded = 1 << 16 | 1 << 17 | 1 << 30;  // F, DQ, BW
-  features.avx512 = features.avx2 && (saved & 0xe6) == 0xe6 && (leaf[1] & kNeeded) == kNeeded;
-  return features;
-}
-
-bool supports_avx2() { return detect().avx2; }
-bool supports_avx512() { return detect().avx512; }
-
+// All zero where the processor has no such leaf. Asked directly: compilers differ in the names that
+// __builtin_cpu_supports knows.
+CpuidRegisters cpuid(unsigned leaf) {
+  CpuidRegisters r;
+#ifdef _MSC_VER
+  int registers[4];
+  __cpuid(registers, 0);
+  if (static_cast<unsigned>(registers[0]) < leaf) return r;
+  __cpuidex(registers, static_cast<int>(leaf), 0);
+  r.eax = static_cast<unsigned>(registers[0]);
+  r.ebx = static_cast<unsigned>(registers[1]);
+  r.ecx = static_cast<unsigned>(registers[2]);
+  r.edx = static_cast<unsigned>(registers[3]);
 #else
-
-// __builtin_cpu_supports also asks whether the operating system saves the wide registers.
-bool supports_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c"); }
-bool supports_avx512() {
-  return supports_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq");
+  if (!__get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx)) return {};
+#endif
+  return r;
 }
 
+// The register states that the operating system saves (XCR0). Only for processors with OSXSAVE.
+unsigned saved_states() {
+#ifdef _MSC_VER
+  return static_cast<unsigned>(_xgetbv(0));
+#else
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
 #endif
+}
+
+constexpr bool has_bit(unsigned value, int bit) { return value >> bit & 1u; }
+
+bool supports_avx2() {
+  const CpuidRegisters basic = cpuid(1);
+  const bool osxsave = has_bit(basic.ecx, 27);
+  const bool f16c = has_bit(basic.ecx, 29);
+  constexpr unsigned kXmmAndYmm = 0x06;
+  return osxsave && f16c && (saved_states() & kXmmAndYmm) == kXmmAndYmm && has_bit(cpuid(7).ebx, 5);
+}
+
+bool supports_avx512() {
+  const unsigned features = cpuid(7).ebx;
+  const bool f = has_bit(features, 16);
+  const bool dq = has_bit(features, 17);
+  const bool bw = has_bit(features, 30);
+  constexpr unsigned kXmmToZmm = 0xe6;
+  return supports_avx2() && f && dq && bw && (saved_states() & kXmmToZmm) == kXmmToZmm;
+}
+
 #endif
 
 }  // namespace

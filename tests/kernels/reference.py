@@ -64,8 +64,8 @@ def nm_topk(
 ) -> tuple[np.ndarray, np.ndarray]:
     """NMTopK: x [..., K] of float32, float16 or bfloat16 (ml_dtypes); score and shift [K] float32.
 
-    Returns values [..., K] of x's dtype and token_shift [..., 1] float32. A given ``token_shift`` takes the place of the
-    computed one, for comparing with an implementation that summed in another order.
+    Returns values [..., K] of x's dtype and token_shift [..., 1] float32. A given ``token_shift`` takes the place of
+    the computed one, for comparing with an implementation that summed in another order.
     """
     K = x.shape[-1]
     if K == 0 or K % m:
