@@ -28,6 +28,15 @@ def refusal(text: str) -> str:
     return message
 
 
+def outcome(text: str) -> bool:
+    """Whether the text is a recipe, or is refused in one sentence."""
+    try:
+        parse_recipe(text, "r.yaml")
+    except UserError as error:
+        return "\n" not in str(error)
+    return True
+
+
 def test_scalars_mean_what_the_recipe_says_not_what_yaml_1_1_says() -> None:
     recipe = parse_recipe(
         "model: {source: no, revision: 1234567}\n"
@@ -56,7 +65,7 @@ def test_aliases_work_as_in_any_yaml_file() -> None:
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ('"a\\nb": 1', ["unknown key 'a\\\\nb'"]),
+        ('"a\\nb": 1', ["unknown key 'a\\nb'"]),
         (MODEL + f"calibration: {{num_samples: {'x' * 5000}}}", ["calibration.num_samples"]),
         ("modle: {source: a}", ["line 1", "unknown key modle", "did you mean model"]),
         (MODEL + "sparsity:\n  patern: 2:4", ["line 3", "sparsity.patern", "did you mean pattern"]),
@@ -189,10 +198,7 @@ def test_mistakes_in_settings_name_the_setting(tmp_path: Path, setting: str, par
 @given(st.text(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_a_recipe_or_a_sentence(text: str) -> None:
-    try:
-        parse_recipe(text, "r.yaml")
-    except UserError as error:
-        assert "\n" not in str(error)
+    assert outcome(text)
 
 
 WORDS = st.sampled_from(
@@ -222,16 +228,10 @@ TREES = st.recursive(
 @given(TREES)
 @settings(max_examples=300, deadline=None)
 def test_any_yaml_is_a_recipe_or_a_sentence(tree: object) -> None:
-    try:
-        parse_recipe(yaml.safe_dump(tree, allow_unicode=True), "r.yaml")
-    except UserError as error:
-        assert "\n" not in str(error)
+    assert outcome(yaml.safe_dump(tree, allow_unicode=True))
 
 
 @given(st.dictionaries(st.sampled_from([*Recipe.model_fields, "x"]), TREES, max_size=4))
 @settings(max_examples=300, deadline=None)
 def test_any_section_is_a_recipe_or_a_sentence(sections: dict[str, object]) -> None:
-    try:
-        parse_recipe(yaml.safe_dump({"model": {"source": "a"}} | sections, allow_unicode=True), "r.yaml")
-    except UserError as error:
-        assert "\n" not in str(error)
+    assert outcome(yaml.safe_dump({"model": {"source": "a"}} | sections, allow_unicode=True))
