@@ -123,6 +123,9 @@ class NMSparseLinear(nn.Linear):
         enabled: False computes the dense linear.
     """
 
+    nm_score: Tensor | None
+    nm_shift: Tensor | None
+    nm_offset: Tensor | None
     _buffer_names = ("nm_score", "nm_shift", "nm_offset")
 
     def __init__(self, linear: nn.Linear, scheme: dict[str, Any], name: str = "linear") -> None:
@@ -167,8 +170,7 @@ class NMSparseLinear(nn.Linear):
         """Recompute `nm_offset` from the weight and the shift, in float64. Call it after changing either."""
         if self.nm_offset is None:
             return
-        dynamic = SHIFT_MODES[self.shift] > 0
-        e = torch.ones(1, device=self.weight.device) if dynamic else self.nm_shift
+        e = torch.ones(1, device=self.weight.device) if self.nm_shift is None else self.nm_shift
         with torch.no_grad():
             self.nm_offset = (self.weight.double() @ e.double().expand(self.in_features)).float()
 
@@ -201,7 +203,7 @@ class NMSparseLinear(nn.Linear):
         return f"{super().extra_repr()}, {self.n}:{self.m}, shift={self.shift}, phase={self.phase}"
 
 
-class _NMSparse:
+class _NMSparse(PreTrainedModel):
     """What the sparse model classes add to the base model's own class; see `NMSparseForCausalLM`."""
 
     config_class = NMSparseConfig
@@ -214,7 +216,7 @@ class _NMSparse:
         return object.__new__(cls)
 
     @classmethod
-    def bound(cls, base_config_class: type) -> type:
+    def bound(cls, base_config_class: type) -> Any:
         """Return the subclass of (this class, the base model's class) for a base configuration class.
 
         It carries this class's own name, because `architectures` and `auto_map` look that name up in this file.
@@ -225,7 +227,8 @@ class _NMSparse:
         base_class = cls._auto._model_mapping.get(base_config_class, None)
         if base_class is None or isinstance(base_class, tuple):
             raise ValueError(f"{base_config_class.__name__} has no {cls._auto.__name__} class in transformers.")
-        return _bind(cls, base_class)
+        bind: Any = _bind
+        return bind(cls, base_class)
 
     def __init__(self, config: NMSparseConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config.base_config, *args, **kwargs)
@@ -312,23 +315,23 @@ def _sparse_linears(model: nn.Module, sparsity: dict[str, Any]) -> dict[str, NMS
 
 
 @functools.cache
-def _bind(sparse_class: type, base_class: type) -> type:
+def _bind(sparse_class: Any, base_class: Any) -> Any:
     namespace = {"__module__": sparse_class.__module__, "__doc__": sparse_class.__doc__, "_base_class": base_class}
     return type(sparse_class.__name__, (sparse_class, base_class), namespace)
 
 
-def _rebuild(sparse_class: type, base_class: type) -> Any:
+def _rebuild(sparse_class: Any, base_class: Any) -> Any:
     cls = _bind(sparse_class, base_class)
     return cls.__new__(cls)
 
 
-class NMSparseModel(_NMSparse, PreTrainedModel):
+class NMSparseModel(_NMSparse):
     """A decoder without a head whose linears prune their inputs; see `NMSparseForCausalLM`."""
 
     _auto = AutoModel
 
 
-class NMSparseForCausalLM(_NMSparse, PreTrainedModel, GenerationMixin):
+class NMSparseForCausalLM(_NMSparse, GenerationMixin):
     """A causal language model of any architecture of transformers whose linears prune their inputs.
 
     An instance is at the same time an instance of the base model's class (`isinstance(model, LlamaForCausalLM)`): its

@@ -34,7 +34,8 @@ def reload_and_record(
             "HF_MODULES_CACHE": directory,
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        command = [sys.executable, _WORKER, folder, inputs_file, outputs_file, str(torch.get_num_threads())]
+        arguments = (_WORKER, folder, inputs_file, outputs_file, torch.get_num_threads())
+        command = [sys.executable, *map(str, arguments)]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if result.returncode:
             reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]

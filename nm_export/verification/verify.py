@@ -76,16 +76,22 @@ def _verify_onnx(
 
     path = folder / "onnx" / "model.onnx"
     for backend, library in _LIBRARY.items():
-        calls = [{name: x[:, start:].float().numpy() for name, x in inputs.items()} for start in (0, -1)]
-        both = [run_probe(path, library=library, inputs=call) for call in calls]
+        both = [
+            run_probe(path, library=library, inputs={name: x[:, start:].float().numpy() for name, x in inputs.items()})
+            for start in (0, -1)  # all tokens at once, then the last alone, as in decoding
+        ]
         records = {
-            name: tuple(np.concatenate(parts, axis=1) for parts in zip(both[0][name], both[1][name], strict=True))
+            name: (
+                np.concatenate([call[name][0] for call in both], axis=1),
+                np.concatenate([call[name][1] for call in both], axis=1),
+            )
             for name in inputs
         }
         report.modules[backend] = check_modules(backend, expected, records, output_tolerance)
 
-    models = {
-        backend: NMSparseORTModelForCausalLM.from_pretrained(folder, library=use) for backend, use in _LIBRARY.items()
+    models = {  # idle sessions that spin would take the cores from the one at work
+        backend: NMSparseORTModelForCausalLM.from_pretrained(folder, library=library, spinning=False)
+        for backend, library in _LIBRARY.items()
     }
     candidates = {"floor": _eager(model), **{name: torch_logits(ort) for name, ort in models.items()}}
     results = divergence(torch_logits(model), candidates, sequences, "Verifying end to end")

@@ -1,0 +1,75 @@
+"""Continue a text with an exported model, in PyTorch, ONNX Runtime or onnxruntime-genai."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from nm_export.errors import UserError
+from nm_export.loading import check_exported, load_exported
+
+
+def generate(
+    folder: str | Path, prompt: str, *, backend: str = "torch", max_new_tokens: int = 64, dense: bool = False
+) -> str:
+    """Return the greedy continuation of `prompt`; with a chat template, the answer to it.
+
+    Args:
+        folder: a folder that an export wrote.
+        prompt: text, or the user's message to a chat model.
+        backend: `torch`, `onnx` (ONNX Runtime) or `genai` (onnxruntime-genai).
+        max_new_tokens: longest continuation.
+        dense: switch sparsity off; torch only, because the ONNX graph has no dense branch.
+
+    Raises:
+        UserError: no such folder, or a backend that it was not exported for.
+    """
+    folder = Path(folder)
+    check_exported(folder)
+    if dense and backend != "torch":
+        raise UserError(f"--dense needs --backend torch: the ONNX graph of {folder} has no dense branch.")
+    if backend == "genai":
+        return _generate_genai(folder, prompt, max_new_tokens)
+    model: Any
+    if backend == "onnx":
+        from nm_export.onnx import NMSparseORTModelForCausalLM
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = NMSparseORTModelForCausalLM.from_pretrained(folder)
+    else:
+        model, tokenizer, _ = load_exported(folder)
+        model.set_sparsity(not dense)
+    ids = torch.tensor([_prompt_ids(tokenizer, prompt)])
+    tokens = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_new_tokens)
+    return _text(tokenizer, tokens[0, ids.shape[1] :].tolist())
+
+
+def _generate_genai(folder: Path, prompt: str, max_new_tokens: int) -> str:
+    from nm_export.onnx import genai_model
+
+    model = genai_model(folder / "onnx")
+    import onnxruntime_genai as og
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ids = _prompt_ids(tokenizer, prompt)
+    parameters = og.GeneratorParams(model)
+    parameters.set_search_options(max_length=len(ids) + max_new_tokens, do_sample=False)
+    generator = og.Generator(model, parameters)
+    generator.append_tokens(ids)
+    tokens = []
+    while not generator.is_done():
+        generator.generate_next_token()
+        tokens.append(int(generator.get_next_tokens()[0]))
+    return _text(tokenizer, tokens)
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    if tokenizer.chat_template is None:
+        return list(tokenizer(prompt)["input_ids"])
+    messages = [{"role": "user", "content": prompt}]
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()

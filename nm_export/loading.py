@@ -1,0 +1,41 @@
+"""Open a folder that an export wrote, with the installed package's own classes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from nm_export.errors import UserError
+from nm_export.modeling import NMSparseForCausalLM
+from nm_export.recipe import Recipe, load_recipe
+
+
+def load_exported(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase, Recipe]:
+    """Return the sparse model, the tokenizer and the recipe of an exported folder.
+
+    Raises:
+        UserError: the folder was not written by an export, or a file in it is missing or damaged.
+    """
+    folder = Path(folder)
+    check_exported(folder)
+    recipe = load_recipe(folder / "recipe.yaml")
+    try:
+        model = NMSparseForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto").eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # safetensors, tokenizers and configurations raise errors of their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder} cannot be loaded ({reason}); write it again with nm-export.") from error
+    return model, tokenizer, recipe
+
+
+def check_exported(folder: Path) -> None:
+    """Raise a UserError unless `folder` holds a model that an export wrote."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no exported model; give a folder that nm-export wrote.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read ({error}); write the folder again.") from error
+    if config.get("model_type") != "nm_sparse":
+        raise UserError(f"{folder} holds a {config.get('model_type')} model, not one that nm-export wrote.")

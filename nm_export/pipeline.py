@@ -1,0 +1,235 @@
+"""The road: load -> plan -> calibrate -> write -> export -> verify -> measure -> publish."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from nm_export.calibration import calibrate
+from nm_export.calibration.text import TokenSequences, read_sequences
+from nm_export.errors import UserError
+from nm_export.evaluation import perplexity, torch_logits
+from nm_export.modeling import NMSparseForCausalLM
+from nm_export.plan import Plan, make_plan
+from nm_export.publishing.card import model_card
+from nm_export.publishing.folder import check_target, replacing
+from nm_export.publishing.hub import push, resolve_repo_id
+from nm_export.recipe import Recipe
+from nm_export.sources import load_model
+from nm_export.stages import Stages, peak_memory_bytes
+from nm_export.summary import Summary
+from nm_export.verification import VerificationReport, verify
+
+_RECORDED = (
+    "nm_export",
+    "torch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
+)
+
+
+def run(
+    recipe: Recipe,
+    *,
+    output_dir: str | Path | None = None,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    private: bool = False,
+    skip_onnx: bool = False,
+    overwrite: bool = False,
+    verbose: bool = False,
+) -> Summary:
+    """Do everything a recipe says and return what was done.
+
+    The output folder appears when everything in it is verified, and not before; an earlier one is replaced in one step.
+
+    Args:
+        recipe: what to do.
+        output_dir: folder to write instead of the recipe's.
+        push_to_hub: whether to publish the verified folder.
+        repo_id: repository to publish to instead of the recipe's.
+        private: whether a new repository is private.
+        skip_onnx: whether to leave out the ONNX export.
+        overwrite: whether an earlier export may be replaced.
+        verbose: whether libraries may log.
+
+    Raises:
+        UserError: something that the user can correct.
+        NMExportError: verification or the upload failed.
+    """
+    target = recipe.folder(output_dir).resolve()
+    check_target(target, overwrite=overwrite)
+    if push_to_hub:
+        if not recipe.verify.enabled:
+            raise UserError("--push-to-hub needs verify.enabled: nothing is published unverified.")
+        repo_id = resolve_repo_id(repo_id or recipe.publish.repo_id, recipe.name)
+    with_onnx = recipe.onnx.enabled and not skip_onnx
+    stages = Stages()
+    with _quiet(verbose), replacing(target, overwrite=overwrite) as folder:
+        with stages.stage("load", f"Loading {recipe.model.source}"):
+            model, tokenizer, provenance = load_model(recipe.model)
+        plan = make_plan(model, recipe)
+        with stages.stage("text", "Reading text"):
+            calibration_text = read_sequences(tokenizer, recipe.calibration)
+            held_out = read_sequences(tokenizer, recipe.held_out)
+        model = NMSparseForCausalLM.from_dense(model, plan.sparsity())
+        with stages.stage("calibrate", f"Calibrating {len(plan.pruned)} linears"):
+            calibrate(model, calibration_text.input_ids, recipe.calibration.batch_size)
+        with stages.stage("write", "Writing the model"):
+            model.save_pretrained(folder, max_shard_size=recipe.publish.max_shard_size)
+            tokenizer.save_pretrained(folder)
+            (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+            record = _record(recipe, plan, provenance, calibration_text, held_out)
+            _write_json(folder / "nm_export.json", record)
+        if with_onnx:
+            with stages.stage("onnx", "Exporting to ONNX"):
+                _export_onnx(model, folder, recipe, record)
+        report = None
+        if recipe.verify.enabled:
+            with stages.stage("verify", "Verifying"):
+                report = _verify(folder, model, held_out.input_ids, recipe, with_onnx)
+        quality = None
+        if recipe.held_out.enabled:
+            with stages.stage("evaluate", "Measuring perplexity, sparse and dense"):
+                quality = _quality(model, held_out)
+        numbers = _numbers(stages, quality, report, with_onnx)
+        _write_json(folder / "measurements.json", numbers)
+        card = model_card(
+            name=target.name,
+            repository=repo_id or target.name,
+            provenance=record,
+            sparsity=model.config.sparsity,
+            numbers=numbers,
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    summary = Summary(target, plan, quality, report, stages.seconds, peak_memory_bytes())
+    if push_to_hub:
+        assert repo_id is not None
+        with stages.stage("publish", f"Publishing to {repo_id}"):
+            url = push(target, repo_id, private=private, commit_message=recipe.publish.commit_message)
+        summary = replace(summary, published=url)
+    return summary
+
+
+def verify_folder(folder: str | Path) -> str:
+    """Check again, in a folder that `run` wrote, that every form of the model agrees; return what was found."""
+    from nm_export.loading import load_exported
+
+    model, tokenizer, recipe = load_exported(folder)
+    sequences = read_sequences(tokenizer, recipe.held_out).input_ids
+    with_onnx = (Path(folder) / "onnx" / "model.onnx").is_file()
+    with _quiet(verbose=False):
+        report = _verify(Path(folder), model, sequences, recipe, with_onnx)
+    return json.dumps(report.to_dict(), indent=2)
+
+
+def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:
+    from nm_export.onnx import export_onnx
+
+    export_onnx(
+        model,
+        folder,
+        tokenizer_dir=folder,
+        opset=recipe.onnx.opset,
+        precision=recipe.onnx.precision,
+        metadata={"recipe_sha256": record["recipe_sha256"]},
+    )
+
+
+def _verify(folder: Path, model: Any, sequences: torch.Tensor, recipe: Recipe, with_onnx: bool) -> VerificationReport:
+    settings = recipe.verify
+    windows = max(1, min(len(sequences), settings.num_tokens // sequences.shape[1]))
+    return verify(
+        folder,
+        model,
+        sequences[:windows, : settings.num_tokens],
+        output_tolerance=settings.output_tolerance,
+        divergence_factor=settings.divergence_factor,
+        onnx=with_onnx,
+    )
+
+
+def _quality(model: Any, held_out: TokenSequences) -> dict[str, Any]:
+    sparse = perplexity(torch_logits(model), held_out.input_ids, "Perplexity, sparse")
+    with model.dense():
+        dense = perplexity(torch_logits(model), held_out.input_ids, "Perplexity, dense")
+    windows, length = held_out.input_ids.shape
+    source = held_out.provenance
+    text = f"{source['dataset']} ({source['split']}), {windows} windows of {length} tokens"
+    return {"text": text, "sparse": sparse, "dense": dense, "ratio": sparse / dense}
+
+
+def _record(
+    recipe: Recipe, plan: Plan, provenance: dict[str, Any], calibration: TokenSequences, held_out: TokenSequences
+) -> dict[str, Any]:
+    """What went in: everything that decides the bytes of the model, and nothing that changes from run to run."""
+    return {
+        "format": 1,
+        "base_model": provenance,
+        "calibration_text": calibration.provenance,
+        "held_out_text": held_out.provenance,
+        "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
+        "linear_macs": {
+            "pruned_linears": len(plan.pruned),
+            "linears": len(plan.linears),
+            "pruned_share": plan.pruned_share,
+            "saved_share": plan.saved_share,
+        },
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _RECORDED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _numbers(
+    stages: Stages, quality: dict[str, Any] | None, report: VerificationReport | None, with_onnx: bool
+) -> dict[str, Any]:
+    return {
+        "perplexity": quality,
+        "verification": report.to_dict() if report else None,
+        "onnx": with_onnx,
+        "seconds": stages.seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "threads": torch.get_num_threads(),
+        "machine": platform.platform(),
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _quiet(verbose: bool) -> Iterator[None]:
+    """Keep transformers' own messages and bars out of ours, unless they are asked for."""
+    before = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    if not verbose:
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+        if bars:
+            transformers_logging.enable_progress_bar()

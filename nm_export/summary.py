@@ -1,0 +1,114 @@
+"""What a run did, in one screen."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.syntax import Syntax
+from rich.table import Table
+
+from nm_export.plan import Plan
+from nm_export.verification import VerificationReport
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a run.
+
+    Attributes:
+        folder: what was written.
+        plan: which linears are pruned.
+        perplexity: `dense`, `sparse` and `ratio` on held-out text, or None.
+        verification: what was checked, or None.
+        seconds: duration of each stage.
+        peak_memory: bytes.
+        published: address of the commit on the Hub, or None.
+    """
+
+    folder: Path
+    plan: Plan
+    perplexity: dict[str, Any] | None
+    verification: VerificationReport | None
+    seconds: dict[str, float]
+    peak_memory: int
+    published: str | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        facts = Table.grid(padding=(0, 2))
+        for label, value in self._facts():
+            facts.add_row(f"[bold]{label}[/bold]", value)
+        yield facts
+        yield "\n[bold]Load it[/bold]"
+        yield Syntax(self.snippets(), "python", background_color="default")
+
+    def snippets(self) -> str:
+        """Python code that loads what was written, one way after the other."""
+        where = self.published_id or self.folder
+        text = (
+            "from transformers import AutoModelForCausalLM\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{where}", trust_remote_code=True)\n'
+        )
+        if (self.folder / "onnx").is_dir():
+            text += (
+                "\nfrom nm_export.onnx import NMSparseORTModelForCausalLM\n"
+                f'model = NMSparseORTModelForCausalLM.from_pretrained("{where}")\n'
+                "\nfrom nm_export.onnx import genai_model  # onnxruntime-genai\n"
+                f'model = genai_model("{self.folder}/onnx")\n'
+            )
+        return text
+
+    @property
+    def published_id(self) -> str | None:
+        """`user/name` on the Hub, or None."""
+        if self.published is None:
+            return None
+        return "/".join(self.published.split("/commit/")[0].rsplit("/", 2)[-2:])
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        onnx = sum(path.stat().st_size for path in files if path.is_relative_to(self.folder / "onnx"))
+        total = sum(path.stat().st_size for path in files)
+        yield "Written", f"{self.folder} ({_size(total)}" + (f", {_size(onnx)} of it ONNX)" if onnx else ")")
+        if self.published:
+            yield "Published", self.published
+        plan = self.plan
+        yield (
+            "Sparsity",
+            f"{len(plan.pruned)} of {len(plan.linears)} decoder linears, {plan.pruned_share:.1%} of their MACs; "
+            f"{plan.saved_share:.1%} need not be computed",
+        )
+        if self.perplexity:
+            p = self.perplexity
+            yield (
+                "Perplexity",
+                f"{p['sparse']:.3f} sparse, {p['dense']:.3f} dense, ratio {p['ratio']:.3f} ({p['text']})",
+            )
+        yield from self._verification()
+        yield "Time", f"{sum(self.seconds.values()):.0f} s, peak memory {_size(self.peak_memory)}"
+
+    def _verification(self) -> Iterator[tuple[str, str]]:
+        report = self.verification
+        if report is None:
+            yield "Verified", "no (verify.enabled is off)"
+            return
+        for backend, check in report.modules.items():
+            line = f"{check.modules} modules keep equal channels, outputs within {check.largest_error:.0e}"
+            if backend == "reloaded":
+                line += "; logits bit-equal"
+            result = report.end_to_end.get(backend)
+            if result and report.floor:
+                line += (
+                    f"; KL {result.kl:.4f}, top-1 {result.top1_agreement:.1%} "
+                    f"(eager against sdpa: {report.floor.kl:.4f}, {report.floor.top1_agreement:.1%})"
+                )
+            yield f"Verified {backend}", line
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}"
+        number /= 1000
+    return f"{number:.2f} GB"
