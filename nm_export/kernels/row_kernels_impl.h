@@ -61,22 +61,35 @@ struct KeepBits {
   uint64_t words[kMaxGroupSize * 16 / 64 + 1];
 };
 
-inline void pack(const uint32_t* low, const uint32_t* high, int groups, int m, KeepBits& keep) {
+// For a pattern whose m is not known when this is compiled.
+inline void pack_any(const uint64_t* bits, int groups, int m, KeepBits& keep) {
   uint64_t word = 0;
   int filled = 0;
   int at = 0;
   for (int g = 0; g < groups; ++g) {
-    const uint64_t bits = low[g] | static_cast<uint64_t>(high[g]) << 32;
-    word |= bits << filled;
+    word |= bits[g] << filled;
     filled += m;
     if (filled >= 64) {
       keep.words[at++] = word;
       filled -= 64;
       // A shift by 64 is undefined; nothing is left over when the word was filled exactly.
-      word = filled ? bits >> (m - filled) : 0;
+      word = filled ? bits[g] >> (m - filled) : 0;
     }
   }
   keep.words[at] = word;
+}
+
+// The same for all groups of a block, with an m that divides 64.
+template <int kM, int kWidth>
+void pack(const uint32_t* bits, KeepBits& keep) {
+  constexpr int kPerWord = 64 / kM;
+  for (int w = 0; w * kPerWord < kWidth; ++w) {
+    uint64_t word = 0;
+    for (int g = 0; g < kPerWord && w * kPerWord + g < kWidth; ++g) {
+      word |= static_cast<uint64_t>(bits[w * kPerWord + g]) << (g * kM);
+    }
+    keep.words[w] = word;
+  }
 }
 
 // Networks whose steps are known when this is compiled stay in registers: the patterns that keep one half.
@@ -108,9 +121,9 @@ typename Lanes::Int unrolled_threshold(const typename Lanes::Int* channel) {
 }
 
 template <class Lanes>
-typename Lanes::Int any_threshold(const typename Lanes::Int* channel, const Pattern& pattern) {
+typename Lanes::Int any_threshold(const typename Lanes::Int* channel, int m, const Pattern& pattern) {
   typename Lanes::Int sorted[kMaxGroupSize];
-  for (int c = 0; c < pattern.m; ++c) sorted[c] = channel[c];
+  for (int c = 0; c < m; ++c) sorted[c] = channel[c];
   for (int i = 0; i < pattern.network.size; ++i) {
     const Comparator step = pattern.network.steps[i];
     const auto a = sorted[step.high];
@@ -121,63 +134,96 @@ typename Lanes::Int any_threshold(const typename Lanes::Int* channel, const Patt
   return sorted[pattern.n - 1];
 }
 
-// The n-th largest key of every lane.
+// Which of the channels [first, last) every group keeps, as bits counted from `first`: those whose key is not below
+// the threshold. `excess`, -n at first, ends as the number of keys that are kept beyond n.
 template <class Lanes>
-typename Lanes::Int threshold_of(const typename Lanes::Int* channel, const Pattern& pattern) {
-  if (pattern.n * 2 == pattern.m) {
-    switch (pattern.m) {
-      case 4:
-        return unrolled_threshold<Lanes, 2, 4>(channel);
-      case 8:
-        return unrolled_threshold<Lanes, 4, 8>(channel);
-      case 16:
-        return unrolled_threshold<Lanes, 8, 16>(channel);
-      case 32:
-        return unrolled_threshold<Lanes, 16, 32>(channel);
-      default:
-        break;
-    }
+typename Lanes::Int keep_at_least(const typename Lanes::Int* channel, int first, int last,
+                                  typename Lanes::Int threshold, typename Lanes::Int& excess) {
+  auto bits = Lanes::broadcast_int(0);
+  for (int c = first; c < last; ++c) {
+    const auto below = Lanes::greater(threshold, channel[c]);
+    bits = Lanes::or_unless(below, bits, Lanes::broadcast_int(static_cast<int32_t>(1u << (c - first))));
+    excess = Lanes::increment_unless(below, excess);
   }
-  return any_threshold<Lanes>(channel, pattern);
+  return bits;
 }
 
-// The keeps of `groups` <= kWidth groups whose keys lie one after the other at `keys`. `keys` has room for kWidth
-// groups; what is in the unused ones does not matter.
+// Takes the last of the equal keys away until there is no excess.
 template <class Lanes>
-void select_block(const int32_t* keys, const Pattern& pattern, int groups, KeepBits& keep) {
-  using Int = typename Lanes::Int;
-  constexpr int kWidth = Lanes::kWidth;
-  const int m = pattern.m;
+typename Lanes::Int drop_last_equals(const typename Lanes::Int* channel, int first, int last,
+                                     typename Lanes::Int threshold, typename Lanes::Int bits,
+                                     typename Lanes::Int& excess) {
+  const auto zero = Lanes::broadcast_int(0);
+  for (int c = last - 1; c >= first; --c) {
+    const auto drop = Lanes::both(Lanes::equal(threshold, channel[c]), Lanes::greater(excess, zero));
+    bits = Lanes::clear_where(drop, bits, Lanes::broadcast_int(static_cast<int32_t>(1u << (c - first))));
+    excess = Lanes::decrement_where(drop, excess);
+  }
+  return bits;
+}
 
-  // Lane g of channel[c] is channel c of group g.
+// The keeps of one block, for m = 4, 8, 16 or 32. `keys` holds kWidth groups one after the other.
+template <class Lanes, int kM>
+void select_block(const int32_t* keys, const Pattern& pattern, KeepBits& keep) {
+  using Int = typename Lanes::Int;
+  Int channel[kM];  // lane g of channel[c] is channel c of group g
+  for (int c = 0; c < kM; c += 4) Lanes::load_four_channels(keys + c, kM, channel + c);
+  const Int threshold = pattern.n * 2 == kM ? unrolled_threshold<Lanes, kM / 2, kM>(channel)
+                                            : any_threshold<Lanes>(channel, kM, pattern);
+  Int excess = Lanes::broadcast_int(-pattern.n);
+  Int bits = keep_at_least<Lanes>(channel, 0, kM, threshold, excess);
+  if (Lanes::any_positive(excess)) bits = drop_last_equals<Lanes>(channel, 0, kM, threshold, bits, excess);
+
+  alignas(64) uint32_t group_bits[Lanes::kWidth];
+  Lanes::store_int(reinterpret_cast<int32_t*>(group_bits), bits);
+  pack<kM, Lanes::kWidth>(group_bits, keep);
+}
+
+// The same for any m.
+template <class Lanes>
+void select_any_block(const int32_t* keys, const Pattern& pattern, KeepBits& keep) {
+  using Int = typename Lanes::Int;
+  const int m = pattern.m;
+  const int half = m < 32 ? m : 32;
   Int channel[kMaxGroupSize];
   if (m % 4 == 0) {
     for (int c = 0; c < m; c += 4) Lanes::load_four_channels(keys + c, m, channel + c);
   } else {
     for (int c = 0; c < m; ++c) channel[c] = Lanes::load_channel(keys + c, m);
   }
-  const Int threshold = threshold_of<Lanes>(channel, pattern);
-
-  Int bits[2] = {Lanes::broadcast_int(0), Lanes::broadcast_int(0)};
+  const Int threshold = any_threshold<Lanes>(channel, m, pattern);
   Int excess = Lanes::broadcast_int(-pattern.n);
-  for (int c = 0; c < m; ++c) {
-    const auto below = Lanes::greater(threshold, channel[c]);
-    bits[c / 32] = Lanes::or_unless(below, bits[c / 32], Lanes::broadcast_int(static_cast<int32_t>(1u << (c % 32))));
-    excess = Lanes::increment_unless(below, excess);
-  }
+  Int low = keep_at_least<Lanes>(channel, 0, half, threshold, excess);
+  Int high = keep_at_least<Lanes>(channel, half, m, threshold, excess);
   if (Lanes::any_positive(excess)) {
-    const Int zero = Lanes::broadcast_int(0);
-    for (int c = m - 1; c >= 0; --c) {
-      const auto drop = Lanes::both(Lanes::equal(threshold, channel[c]), Lanes::greater(excess, zero));
-      bits[c / 32] = Lanes::clear_where(drop, bits[c / 32], Lanes::broadcast_int(static_cast<int32_t>(1u << (c % 32))));
-      excess = Lanes::decrement_where(drop, excess);
-    }
+    high = drop_last_equals<Lanes>(channel, half, m, threshold, high, excess);
+    low = drop_last_equals<Lanes>(channel, 0, half, threshold, low, excess);
   }
-  alignas(64) uint32_t low[kWidth];
-  alignas(64) uint32_t high[kWidth];
-  Lanes::store_int(reinterpret_cast<int32_t*>(low), bits[0]);
-  Lanes::store_int(reinterpret_cast<int32_t*>(high), bits[1]);
-  pack(low, high, groups, m, keep);
+
+  alignas(64) uint32_t low_bits[Lanes::kWidth];
+  alignas(64) uint32_t high_bits[Lanes::kWidth];
+  Lanes::store_int(reinterpret_cast<int32_t*>(low_bits), low);
+  Lanes::store_int(reinterpret_cast<int32_t*>(high_bits), high);
+  uint64_t bits[Lanes::kWidth];
+  for (int g = 0; g < Lanes::kWidth; ++g) bits[g] = low_bits[g] | static_cast<uint64_t>(high_bits[g]) << 32;
+  pack_any(bits, Lanes::kWidth, m, keep);
+}
+
+// The keeps of the kWidth groups whose keys lie one after the other at `keys`.
+template <class Lanes>
+void select(const int32_t* keys, const Pattern& pattern, KeepBits& keep) {
+  switch (pattern.m) {
+    case 4:
+      return select_block<Lanes, 4>(keys, pattern, keep);
+    case 8:
+      return select_block<Lanes, 8>(keys, pattern, keep);
+    case 16:
+      return select_block<Lanes, 16>(keys, pattern, keep);
+    case 32:
+      return select_block<Lanes, 32>(keys, pattern, keep);
+    default:
+      return select_any_block<Lanes>(keys, pattern, keep);
+  }
 }
 
 template <class Lanes, class AnyShift>
@@ -196,9 +242,9 @@ void prune_shifted(const float* x, const float* score, AnyShift shift, size_t ch
       Lanes::store_int(keys + (i - start), Lanes::key(shift.lanes(x, i), Lanes::load(score + i)));
     }
     for (; i < end; ++i) keys[i - start] = key_of(shift.one(x, i), score[i]);
-    for (i = count; i < block; ++i) keys[i] = 0;
+    for (i = count; i < block; ++i) keys[i] = 0;  // groups that the last block lacks
 
-    select_block<Lanes>(keys, pattern, static_cast<int>(count / m), keep);
+    select<Lanes>(keys, pattern, keep);
 
     for (i = start; i + kWidth <= end; i += kWidth) {
       const size_t bit = i - start;
