@@ -56,9 +56,9 @@ def load_model(section: ModelSection) -> LoadedModel:
     source = resolve_source(section)
     folder, gguf_file = _files(source)
     where = source.describe()
+    config = _config(source, folder, gguf_file)
     weights = [folder / gguf_file] if gguf_file else _weight_files(folder, where)
     check_safetensors(file for file in weights if file.suffix == ".safetensors")
-    config = _config(source, folder, gguf_file)
     dtype: torch.dtype | str = "auto" if section.dtype == "auto" else getattr(torch, section.dtype)
     options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code, "local_files_only": True}
     if gguf_file:
@@ -75,7 +75,7 @@ def load_model(section: ModelSection) -> LoadedModel:
     except MemoryError as error:
         raise UserError(f"{where} does not fit into memory") from error
     except Exception as error:  # every architecture has errors of its own
-        raise UserError(f"{where} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"{where} cannot be loaded: {_reason(error)}") from error
     model, report = loaded
     check_missing(report["missing_keys"], where)
     if gguf_file:
@@ -104,7 +104,7 @@ def _config(source: ModelSource, folder: Path, gguf_file: str | None) -> PreTrai
             folder, trust_remote_code=source.section.trust_remote_code, local_files_only=True, **options
         )
     except Exception as error:  # configuration classes raise what they like
-        raise UserError(f"the configuration of {where} cannot be read: {_first_line(error)}") from error
+        raise UserError(f"the configuration of {where} cannot be read: {_reason(error)}") from error
     check_config(config, where, dequantized=gguf_file is not None)
     return config
 
@@ -124,7 +124,7 @@ def _tokenizer(source: ModelSource, folder: Path, gguf_file: str | None) -> PreT
             folder, trust_remote_code=source.section.trust_remote_code, local_files_only=True, **options
         )
     except Exception as error:  # tokenizer libraries raise errors of their own
-        raise UserError(f"the tokenizer of {source.describe()} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"the tokenizer of {source.describe()} cannot be loaded: {_reason(error)}") from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         raise UserError(f"the tokenizer of {source.describe()} knows no words; are its files missing?")
     tokenizer.name_or_path = source.base_model or folder.name
@@ -152,6 +152,9 @@ def _provenance(source: ModelSource, folder: Path, weights: list[Path], model: P
     return {key: value for key, value in provenance.items() if value is not None}
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """First line of another library's error; transformers adds paragraphs of advice."""
     line = (str(error).strip().splitlines() or [""])[0]
+    if "trust_remote_code" in str(error):
+        return "it needs Python code of its own; read that code, then set model.trust_remote_code: true"
     return line if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: {line}"
