@@ -1,0 +1,143 @@
+"""onnxruntime-genai: switch the compiled operators on in a folder, or for one process only.
+
+Published folders name no library, so that they open everywhere; the function bodies run then. onnxruntime-genai loads a
+library of operators only from within the model's folder, hence the copies.
+"""
+
+import atexit
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+from nm_export import ops
+from nm_export.errors import NMExportError, UserError
+from nm_export.onnx.extras import require
+
+_CONFIG = "genai_config.json"
+_KEY = "custom_ops_library"
+
+
+def enable_library(folder: str | Path) -> Path:
+    """Copy this platform's compiled operators beside the model and name them in genai_config.json.
+
+    Programs that open the folder with onnxruntime-genai, its command line included, then run compiled. The folder no
+    longer opens on another platform until `disable_library` undoes it: publish it without.
+
+    Args:
+        folder: published folder, or the folder `onnx` in it.
+
+    Returns:
+        The copied library.
+
+    Raises:
+        UserError: the folder has no genai_config.json, cannot be written to, or there is no compiled library.
+    """
+    folder = _genai_folder(folder)
+    source = ops.ops_library_path()
+    target = folder / source.name
+    try:
+        _replace(target, source.read_bytes())
+        _write_library_key(folder, target.name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error}); nm_export.onnx.genai_model loads without writing.") from error
+    return target
+
+
+def disable_library(folder: str | Path) -> None:
+    """Undo `enable_library`: remove the copied library and its name in genai_config.json.
+
+    Raises:
+        UserError: the folder has no genai_config.json or cannot be written to.
+    """
+    folder = _genai_folder(folder)
+    try:
+        name = _write_library_key(folder, None)
+        if name:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error}") from error
+
+
+def genai_model(folder: str | Path, *, library: bool | None = None) -> Any:
+    """Open a published folder as an `onnxruntime_genai.Model`, compiled if it can be, without writing to the folder.
+
+    Args:
+        folder: published folder, or the folder `onnx` in it; links and read-only folders will do.
+        library: True insists on the compiled operators, False runs the function bodies, None takes what there is and
+            warns when it is the slow one.
+
+    Raises:
+        UserError: no genai_config.json, onnxruntime-genai is not installed, or no library although it is insisted on.
+        NMExportError: onnxruntime-genai refuses the folder.
+    """
+    require("onnxruntime_genai", "genai")
+    import onnxruntime_genai
+
+    folder = _genai_folder(folder)
+    source = None
+    if library is not False:
+        try:
+            source = ops.ops_library_path()
+        except UserError as error:
+            if library:
+                raise
+            warnings.warn(f"N:M operators run as ONNX function bodies, slower than compiled: {error}", stacklevel=2)
+    try:
+        return onnxruntime_genai.Model(str(_view(folder, source)))
+    except Exception as error:  # onnxruntime-genai raises plain RuntimeErrors
+        raise NMExportError(f"onnxruntime-genai cannot open {folder}: {error}") from error
+
+
+def _view(folder: Path, library: Path | None) -> Path:
+    """A folder of this process: links to the model's files, the library, and a configuration that names it, or none.
+
+    The tokenizer is read from there whenever one is made, so the folder lives as long as the process.
+    """
+    view = Path(tempfile.mkdtemp(prefix="nm_export-genai-"))
+    atexit.register(shutil.rmtree, view, ignore_errors=True)
+    for path in folder.iterdir():
+        if path.name == _CONFIG or not path.is_file():
+            continue
+        try:
+            (view / path.name).symlink_to(path.resolve())
+        except OSError:  # links need a privilege on Windows
+            shutil.copy2(path, view / path.name)
+    shutil.copy(folder / _CONFIG, view / _CONFIG)
+    if library is not None:
+        (view / library.name).unlink(missing_ok=True)
+        shutil.copy(library, view / library.name)
+    _write_library_key(view, library.name if library else None)
+    return view
+
+
+def _genai_folder(folder: str | Path) -> Path:
+    for candidate in (Path(folder), Path(folder) / "onnx"):
+        if (candidate / _CONFIG).is_file():
+            return candidate
+    raise UserError(f"{folder} has no {_CONFIG}: export the model with ONNX switched on.")
+
+
+def _write_library_key(folder: Path, name: str | None) -> str | None:
+    """Set or remove the library's name in genai_config.json; returns the name it had."""
+    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    options = config["model"]["decoder"]["session_options"]
+    before = options.pop(_KEY, None)
+    if name is not None:
+        options[_KEY] = name
+    if name != before:
+        _replace(folder / _CONFIG, json.dumps(config, indent=4).encode())
+    return before
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; a link is replaced, not followed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
