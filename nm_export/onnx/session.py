@@ -12,6 +12,7 @@ from nm_export.errors import NMExportError, UserError
 from nm_export.onnx.extras import require
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from onnxruntime import InferenceSession, SessionOptions
 
 _CPU = "CPUExecutionProvider"
@@ -42,21 +43,54 @@ def create_session(
         NMExportError: ONNX Runtime refuses the file or the library.
     """
     require("onnxruntime", "onnx")
-    import onnxruntime
-
     path = Path(model_path)
     if not path.is_file():
         raise UserError(f"{model_path} does not exist: export the model with ONNX switched on.")
+    data = data_path(path)
+    if path.is_symlink() or data.is_symlink():
+        # Some versions of ONNX Runtime refuse external data that is a link, others look for it beside the link's target.
+        require("onnx", "onnx")
+        import onnx
+
+        source = onnx.load(path, load_external_data=False)
+    else:
+        source = path
+    return open_session(
+        source, data, library=library, providers=providers, session_options=session_options, spinning=spinning
+    )
+
+
+def open_session(
+    source: "Path | ModelProto",
+    data: Path,
+    *,
+    library: bool | None = None,
+    providers: Sequence[Any] | None = None,
+    session_options: "SessionOptions | None" = None,
+    spinning: bool = True,
+) -> "InferenceSession":
+    """Open a graph file, or a graph in memory whose weights stay where they are, in the file `data`.
+
+    The other arguments and the errors are those of `create_session`.
+    """
+    import onnxruntime
+
     options = session_options or onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     providers = list(providers or [_CPU])
     on_cpu = all((p if isinstance(p, str) else p[0]) == _CPU for p in providers)
     if library is None or library:
         _register_library(options, on_cpu, insist=bool(library))
+    model: str | bytes = str(source) if isinstance(source, Path) else _point_at(source, data.resolve(), options)
     try:
-        return onnxruntime.InferenceSession(_source(path, options), options, providers=providers)
+        return onnxruntime.InferenceSession(model, options, providers=providers)
     except Exception as error:  # ONNX Runtime's own exception types differ between its versions
-        raise NMExportError(f"ONNX Runtime {onnxruntime.__version__} cannot open {path}: {error}") from error
+        raise NMExportError(f"ONNX Runtime {onnxruntime.__version__} cannot open {data.parent}: {error}") from error
+
+
+def data_path(model_path: Path) -> Path:
+    """The file that holds a graph's weights."""
+    return model_path.with_name(f"{model_path.name}.data")
 
 
 def _register_library(options: "SessionOptions", on_cpu: bool, insist: bool) -> None:
@@ -67,27 +101,15 @@ def _register_library(options: "SessionOptions", on_cpu: bool, insist: bool) -> 
     except UserError as error:
         if insist:
             raise
-        warnings.warn(f"N:M operators run as ONNX function bodies, slower than compiled: {error}", stacklevel=3)
+        warnings.warn(f"N:M operators run as ONNX function bodies, slower than compiled: {error}", stacklevel=4)
 
 
-def _source(path: Path, options: "SessionOptions") -> str | bytes:
-    """What to open: the path, or, where files are links as in the Hub's cache, the graph pointing at the real files.
-
-    Some versions of ONNX Runtime refuse external data that is a link, others look for it beside the link's target.
-    """
-    data = path.with_name(f"{path.name}.data")
-    if not path.is_symlink() and not data.is_symlink():
-        return str(path)
-    require("onnx", "onnx")
-    import onnx
-
-    real = data.resolve()
-    model = onnx.load(path, load_external_data=False)
+def _point_at(model: "ModelProto", data: Path, options: "SessionOptions") -> bytes:
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
-                entry.value = real.name
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(real.parent))
+                entry.value = data.name
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data.parent))
     return model.SerializeToString()
 
 
