@@ -51,11 +51,16 @@ def variance_ratio(z: Tensor, p: Tensor) -> Tensor:
     Returns:
         float32 `[..., 1]`, computed in float64 in two passes and rounded once.
     """
-    var_z, var_p = (v.double().var(dim=-1, keepdim=True, correction=0) for v in (z, p))
+    var_z, var_p = _variance(z), _variance(p)
     usable = var_z.isfinite() & var_p.isfinite() & (var_z > 0) & (var_p > 0)
     # the inner where keeps the unused branch, and so its gradient, away from 0 / 0
     ratio = torch.where(usable, var_z, 1.0) / torch.where(usable, var_p, 1.0)
     return ratio.sqrt().float()
+
+
+def _variance(v: Tensor) -> Tensor:
+    v = v.double()
+    return (v - v.mean(dim=-1, keepdim=True)).square().mean(dim=-1, keepdim=True)
 
 
 def nm_topk(
