@@ -140,8 +140,6 @@ def export(
         from nm_export.recipe import load_recipe
 
         loaded = load_recipe(recipe, settings or ())
-        from nm_export import pipeline
-
         options: dict[str, Any] = {
             "output_dir": output_dir,
             "push_to_hub": push_to_hub,
@@ -149,9 +147,15 @@ def export(
             "private": private or loaded.publish.private,
             "skip_onnx": skip_onnx,
             "overwrite": overwrite,
-            "verbose": verbose,
         }
-        _print(pipeline.dry_run(loaded, **options) if dry_run else pipeline.run(loaded, **options))
+        if dry_run:
+            from nm_export.dry_run import dry_run as describe
+
+            _print(describe(loaded, **options))
+        else:
+            from nm_export import pipeline
+
+            _print(pipeline.run(loaded, **options, verbose=verbose))
 
 
 @app.command()
@@ -199,8 +203,10 @@ def _print(result: object) -> None:
         return
     from rich.console import Console
 
-    shown = result if hasattr(result, "__rich__") or hasattr(result, "__rich_console__") else str(result)
-    Console().print(shown, markup=False, highlight=False, soft_wrap=isinstance(shown, str))
+    if hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
+        Console().print(result, highlight=False)
+    else:
+        typer.echo(str(result))
 
 
 @contextmanager

@@ -8,11 +8,15 @@ from nm_export.calibration.columns import missing_column, text_of
 from nm_export.errors import UserError
 from nm_export.recipe import TextSection
 
-_STREAM_ABOVE_BYTES = 1 << 30
+_CACHE_UP_TO_BYTES = 1 << 30
 
 
 def hub_documents(section: TextSection) -> Iterator[str]:
-    """Text of every row, in order. Small datasets are downloaded and cached; those above 1 GiB are streamed."""
+    """Text of every row, in order.
+
+    Datasets that are known to be small (1 GiB) are downloaded and cached; all others are streamed, as far as they are
+    read.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -25,10 +29,14 @@ def hub_documents(section: TextSection) -> Iterator[str]:
         splits = list(builder.info.splits or ())
         if splits and re.split(r"[\[+]", section.split)[0] not in {*splits, "all"}:
             raise _no_split(section, ", ".join(splits))
-        # Streaming takes whole splits only.
-        large = (builder.info.download_size or 0) > _STREAM_ABOVE_BYTES and section.split in splits
+        small = 0 < (builder.info.download_size or 0) <= _CACHE_UP_TO_BYTES
+        whole_split = re.fullmatch(r"[\w.-]+", section.split) is not None  # streaming knows no slices
         rows = datasets.load_dataset(
-            section.dataset, section.name, split=section.split, revision=section.revision, streaming=large
+            section.dataset,
+            section.name,
+            split=section.split,
+            revision=section.revision,
+            streaming=whole_split and not small,
         )
         if rows.column_names and section.text_column not in rows.column_names:
             raise missing_column(section, rows.column_names)
@@ -53,7 +61,7 @@ def _explained(error: Exception, section: TextSection) -> UserError:
         )
     if "BuilderConfig" in reason or "Config name is missing" in reason:
         return UserError(f"{section.key}.name: {section.dataset} has several subsets: {reason}")
-    known = re.search(r"Unknown split .* Should be one of \[(.*?)\]", reason)
+    known = re.search(r"(?:Unknown split .* Should be one of|Bad split: .* Available splits:) \[(.*?)\]", reason)
     if known:
         return _no_split(section, known[1].replace("'", ""))
     if kind in ("GatedRepoError", "DatasetNotFoundError", "RepositoryNotFoundError"):

@@ -56,7 +56,9 @@ def _snapshot(section: ModelSection, files: list[str]) -> Path:
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise UserError(f"{name} cannot be stored at {error.filename}: {error.strerror}") from error
+        nothing_answers = isinstance(error, (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled))
+        reason = "no connection, and no copy in the cache" if nothing_answers else str(error).strip().partition("\n")[0]
         raise SourceUnavailableError(
-            f"model.source: {name} is no local folder and cannot be fetched from the Hugging Face Hub "
-            f"({type(error).__name__}); check the network, or give a local folder or .gguf file"
+            f"model.source: {name} is no local folder and cannot be fetched from the Hugging Face Hub ({reason}); check "
+            "the network, or give a local folder or .gguf file"
         ) from error

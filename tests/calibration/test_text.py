@@ -223,10 +223,29 @@ def dataset_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_what_datasets_loads(dataset_folder: Path) -> None:
+@pytest.mark.parametrize("known_size", [None, 1000])
+def test_what_datasets_loads(dataset_folder: Path, known_size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamed when the size is unknown or large, from the cache when it is known to be small."""
+    import datasets
+
+    load, streamed = datasets.load_dataset, []
+    build = datasets.load_dataset_builder
+
+    def builder(*args: object, **options: object) -> object:
+        built = build(*args, **options)
+        built.info.download_size = known_size
+        return built
+
+    def recorded(*args: object, **options: object) -> object:
+        streamed.append(options["streaming"])
+        return load(*args, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    monkeypatch.setattr(datasets, "load_dataset", recorded)
     rows = list(load_text(section(dataset_folder, text_column="content", split="test")))
     assert rows == [f"test {index}" for index in range(5)]
     assert list(load_text(section(dataset_folder, text_column="content", split="train[:2]"))) == ["train 0", "train 1"]
+    assert streamed == [known_size is None, False]
 
 
 def test_unknown_column_and_split_of_a_dataset_name_the_known_ones(dataset_folder: Path) -> None:

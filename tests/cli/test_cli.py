@@ -19,7 +19,7 @@ RECIPE = "model: {source: some/model}\noutput_dir: out\n"
 
 
 class RecordedPipeline(ModuleType):
-    """Stands in for `nm_export.pipeline`: records the call, returns or raises what the test wants."""
+    """Stands in for `nm_export.pipeline` and `nm_export.dry_run`: records calls, gives what a test wants."""
 
     def __init__(self) -> None:
         super().__init__("nm_export.pipeline")
@@ -43,6 +43,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> RecordedPipeline:
     recorded = RecordedPipeline()
     monkeypatch.setitem(sys.modules, "nm_export.pipeline", recorded)
     monkeypatch.setattr(nm_export, "pipeline", recorded, raising=False)
+    monkeypatch.setitem(sys.modules, "nm_export.dry_run", recorded)
     return recorded
 
 
@@ -106,7 +107,18 @@ def test_options_reach_the_pipeline_wherever_they_stand(pipeline: RecordedPipeli
 
 def test_a_dry_run_runs_nothing(pipeline: RecordedPipeline, recipe: str) -> None:
     assert run(recipe, "--dry-run").exit_code == 0
-    assert [call[0] for call in pipeline.calls] == ["dry_run"]
+    [(name, _, options)] = pipeline.calls
+    assert name == "dry_run"
+    assert set(options) == {"output_dir", "push_to_hub", "repo_id", "private", "skip_onnx", "overwrite"}
+
+
+def test_rich_results_are_rendered(pipeline: RecordedPipeline, recipe: str) -> None:
+    class Report:
+        def __rich__(self) -> str:
+            return "[bold]done[/bold]"
+
+    pipeline.outcome = Report()
+    assert run(recipe).stdout.strip() == "done"
 
 
 def test_the_recipe_can_ask_for_a_private_repository(pipeline: RecordedPipeline, recipe: str) -> None:
