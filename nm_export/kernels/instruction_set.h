@@ -6,9 +6,9 @@
 namespace nm_export {
 
 struct InstructionSet {
-  const char* name;            // portable, avx2 or avx512
-  const RowKernels* kernels;   // null where `error` is set
-  const char* error;           // why the requested one cannot be used
+  const char* name;           // portable, avx2 or avx512
+  const RowKernels* kernels;  // null where `error` is set
+  const char* error;          // why the requested one cannot be used
 };
 
 // The widest instruction set that processor and operating system support, or the one that the environment variable

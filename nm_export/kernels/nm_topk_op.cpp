@@ -192,12 +192,13 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
 
   const ort::Value* x = input(api, context, kX);
   std::vector<int64_t> shape = shape_of(api, x);
-  if (shape.empty()) fail(api, ort::kInvalidArgument, kernel.node + ": x is a scalar; its last axis must hold the K channels");
+  if (shape.empty())
+    fail(api, ort::kInvalidArgument, kernel.node + ": x is a scalar; its last axis must hold the K channels");
   const int64_t channels = shape.back();
   if (channels == 0 || channels % parameters.m != 0) {
     fail(api, ort::kInvalidArgument,
-         kernel.node + ": K = " + std::to_string(channels) + " channels is not a positive multiple of M = " +
-             std::to_string(parameters.m));
+         kernel.node + ": K = " + std::to_string(channels) +
+             " channels is not a positive multiple of M = " + std::to_string(parameters.m));
   }
   const float* score = channel_vector(kernel, context, kScore, "score", channels);
   const float* shift = channel_vector(kernel, context, kShift, "shift", channels);
@@ -251,8 +252,8 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
     if (isa.kernels == nullptr) fail(api, ort::kInvalidArgument, node + ": " + isa.error);
     const NMTopKParameters parameters{static_cast<int>(n), static_cast<int>(m), static_cast<ShiftMode>(shift_mode),
                                       variance_correction == 1};
-    *kernel = new Kernel{
-        self.api, self.element_type, node, static_cast<Phase>(phase), NMTopK(parameters, *isa.kernels), {}};
+    *kernel =
+        new Kernel{self.api, self.element_type, node, static_cast<Phase>(phase), NMTopK(parameters, *isa.kernels), {}};
   });
 }
 

@@ -168,8 +168,8 @@ void select_block(const int32_t* keys, const Pattern& pattern, KeepBits& keep) {
   using Int = typename Lanes::Int;
   Int channel[kM];  // lane g of channel[c] is channel c of group g
   for (int c = 0; c < kM; c += 4) Lanes::load_four_channels(keys + c, kM, channel + c);
-  const Int threshold = pattern.n * 2 == kM ? unrolled_threshold<Lanes, kM / 2, kM>(channel)
-                                            : any_threshold<Lanes>(channel, kM, pattern);
+  const Int threshold =
+      pattern.n * 2 == kM ? unrolled_threshold<Lanes, kM / 2, kM>(channel) : any_threshold<Lanes>(channel, kM, pattern);
   Int excess = Lanes::broadcast_int(-pattern.n);
   Int bits = keep_at_least<Lanes>(channel, 0, kM, threshold, excess);
   if (Lanes::any_positive(excess)) bits = drop_last_equals<Lanes>(channel, 0, kM, threshold, bits, excess);
@@ -248,7 +248,8 @@ void prune_shifted(const float* x, const float* score, AnyShift shift, size_t ch
 
     for (i = start; i + kWidth <= end; i += kWidth) {
       const size_t bit = i - start;
-      Lanes::store(values + i, Lanes::where(static_cast<uint32_t>(keep.words[bit / 64] >> (bit % 64)), shift.lanes(x, i)));
+      Lanes::store(values + i,
+                   Lanes::where(static_cast<uint32_t>(keep.words[bit / 64] >> (bit % 64)), shift.lanes(x, i)));
     }
     for (; i < end; ++i) {
       const size_t bit = i - start;

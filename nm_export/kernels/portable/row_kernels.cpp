@@ -91,9 +91,8 @@ struct PortableLanes {
   }
   // v where the bit of the lane is set, +0 elsewhere. Without a branch, which would be mispredicted often.
   static Float where(uint32_t mask, const Float& v) {
-    return each_float([&](int i) {
-      return float_of(static_cast<uint32_t>(bits_of(v.at[i])) & (0u - (mask >> i & 1u)));
-    });
+    return each_float(
+        [&](int i) { return float_of(static_cast<uint32_t>(bits_of(v.at[i])) & (0u - (mask >> i & 1u))); });
   }
 
   static bool any_nan(const Float& v) {
@@ -166,8 +165,16 @@ void narrow_float16(const float* source, size_t channels, uint16_t* target) {
 }  // namespace
 
 const RowKernels kPortableKernels = {
-    prune<PortableLanes>,   subtract<PortableLanes>,    scale<PortableLanes>, sum<PortableLanes>,       sum_of_squares<PortableLanes>,
-    has_nan<PortableLanes>, count_below<PortableLanes>, widen_float16,        narrow_float16, widen_bfloat16,
+    prune<PortableLanes>,
+    subtract<PortableLanes>,
+    scale<PortableLanes>,
+    sum<PortableLanes>,
+    sum_of_squares<PortableLanes>,
+    has_nan<PortableLanes>,
+    count_below<PortableLanes>,
+    widen_float16,
+    narrow_float16,
+    widen_bfloat16,
     narrow_bfloat16,
 };
 

@@ -74,9 +74,17 @@ std::vector<bool> expected_keep(const std::vector<float>& z, const std::vector<f
 }
 
 float random_number(std::mt19937& random, int kind) {
-  static const float kSpecial[] = {0.0f, -0.0f, 1.0f, -1.0f, std::numeric_limits<float>::infinity(),
-                                   -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN(),
-                                   -std::numeric_limits<float>::quiet_NaN(), 1e-45f, -2e-45f, 3e38f};
+  static const float kSpecial[] = {0.0f,
+                                   -0.0f,
+                                   1.0f,
+                                   -1.0f,
+                                   std::numeric_limits<float>::infinity(),
+                                   -std::numeric_limits<float>::infinity(),
+                                   std::numeric_limits<float>::quiet_NaN(),
+                                   -std::numeric_limits<float>::quiet_NaN(),
+                                   1e-45f,
+                                   -2e-45f,
+                                   3e38f};
   switch (kind) {
     case 0:
       return std::normal_distribution<float>()(random);
