@@ -102,7 +102,7 @@ def nm_export(
 
       nm-export recipes/smollm2_8of16.yaml --set sparsity.pattern=4:8 --output-dir out
 
-      nm-export generate exports/smollm2-135m-8of16 "Once upon a time" --backend onnx
+      nm-export generate output/smollm2-135m-8of16 "Once upon a time" --backend onnx
     """
 
 
@@ -180,7 +180,7 @@ def generate(
 
     [bold]Example[/bold]
 
-      nm-export generate exports/smollm2-135m-8of16 "What is the capital of France?" --backend onnx
+      nm-export generate output/smollm2-135m-8of16 "What is the capital of France?" --backend onnx
     """
     with _explained(verbose):
         from nm_export import pipeline

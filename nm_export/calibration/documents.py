@@ -37,7 +37,7 @@ def load_text(section: TextSection) -> Iterator[str]:
 
 
 def _local(path: Path, section: TextSection) -> Iterator[str]:
-    _require_local_split(section)
+    _check_local(section)
     if not path.is_file():
         raise UserError(f"{section.key}.dataset: there is no file {path} (looked from {Path.cwd()})")
     try:
@@ -48,7 +48,10 @@ def _local(path: Path, section: TextSection) -> Iterator[str]:
         raise UserError(f"{section.key}.dataset: {path} cannot be read: {error.strerror or error}") from error
 
 
-def _require_local_split(section: TextSection) -> None:
+def _check_local(section: TextSection) -> None:
+    for key in ("name", "revision"):
+        if getattr(section, key) is not None:
+            raise UserError(f"{section.key}.{key} is for Hub datasets, and {section.dataset} is none; leave it out")
     if section.split not in LOCAL_SPLITS:
         raise UserError(
             f"{section.key}.split is {section.split!r}; {section.dataset} has the splits {', '.join(LOCAL_SPLITS)}"
@@ -63,7 +66,7 @@ def _in_split(position: float, split: str) -> bool:
 def _builtin(section: TextSection) -> Iterator[str]:
     if section.dataset != BUILTIN:
         raise UserError(f"{section.key}.dataset: there is no {section.dataset}; the built-in text is {BUILTIN}")
-    _require_local_split(section)
+    _check_local(section)
     topics = _python_docs()
     total = sum(len(paragraph) for topic in topics for paragraph in topic)
     start = 0

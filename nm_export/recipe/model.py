@@ -48,7 +48,7 @@ class Recipe(Section):
     publish: PublishSection = PublishSection()
     """The repository on the Hugging Face Hub."""
     output_dir: str | None = None
-    """Folder to write. Left out: `exports/<model>-<N>of<M>` in the working directory."""
+    """Folder to write. Left out: `output/<model>-<N>of<M>` in the working directory."""
 
     @model_validator(mode="after")
     def _held_out_text_is_held_out(self) -> Self:
@@ -117,8 +117,8 @@ class Recipe(Section):
         return f"{stem}-{self.sparsity.pattern.replace(':', 'of')}"
 
     def folder(self, output_dir: str | Path | None = None) -> Path:
-        """Folder to write: `output_dir` if given, else the recipe's own, else `exports/<name>`."""
-        return Path(output_dir or self.output_dir or Path("exports") / self.name).expanduser()
+        """Folder to write: `output_dir` if given, else the recipe's own, else `output/<name>`."""
+        return Path(output_dir or self.output_dir or Path("output") / self.name).expanduser()
 
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe: every key that has a value, defaults included. Plain Python values only."""

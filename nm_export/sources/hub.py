@@ -59,6 +59,6 @@ def _snapshot(section: ModelSection, files: list[str]) -> Path:
         nothing_answers = isinstance(error, (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled))
         reason = "no connection, and no copy in the cache" if nothing_answers else str(error).strip().partition("\n")[0]
         raise SourceUnavailableError(
-            f"model.source: {name} is no local folder and cannot be fetched from the Hugging Face Hub ({reason}); check "
-            "the network, or give a local folder or .gguf file"
+            f"model.source: {name} is no local folder and cannot be fetched from the Hugging Face Hub ({reason}); "
+            "check the network, or give a local folder or .gguf file"
         ) from error

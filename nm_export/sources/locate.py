@@ -38,8 +38,16 @@ class ModelSource:
 def resolve_source(section: ModelSection) -> ModelSource:
     """Tell what kind of source this is; looks at local paths only.
 
-    Raises UserError when it is no existing path, no known sample and no possible Hub id.
+    Raises UserError when it is no existing path, no known sample and no possible Hub id, or has a revision and is not
+    of the Hub.
     """
+    located = _locate(section)
+    if section.revision is not None and located.kind != "hub":
+        raise UserError(f"model.revision is for Hub models, and {located.describe()} is none; leave it out")
+    return located
+
+
+def _locate(section: ModelSection) -> ModelSource:
     source = section.source
     if source.startswith("sample:"):
         sample = SAMPLES.get(source.removeprefix("sample:"))

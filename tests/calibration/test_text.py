@@ -167,6 +167,8 @@ def test_an_endless_text_is_read_only_as_far_as_needed(monkeypatch: pytest.Monke
         ("a.txt", None, {}, "calibration.dataset: there is no file"),
         ("a.txt", b"\xff\xfe" * 50, {}, "not UTF-8"),
         ("a.txt", b"words\n", {"split": "test"}, "train, validation, all"),
+        ("a.txt", b"words\n", {"name": "small"}, "calibration.name is for Hub datasets"),
+        ("a.txt", b"words\n", {"revision": "v1"}, "calibration.revision is for Hub datasets"),
         ("a.jsonl", b'{"text": "a"}\n{"text": ', {"split": "all"}, "not a JSON object"),
         ("a.jsonl", b'["a"]\n', {}, "not a JSON object"),
         ("a.jsonl", b'{"txt": "a", "id": 1}\n', {}, "no column 'text', only txt, id"),

@@ -170,7 +170,7 @@ def test_default_names(source: str, name: str) -> None:
 
 def test_output_folder() -> None:
     plain = Recipe(model={"source": "org/tiny"})
-    assert plain.folder().as_posix() == "exports/tiny-8of16"
+    assert plain.folder().as_posix() == "output/tiny-8of16"
     assert plain.folder("here").as_posix() == "here"
     assert Recipe(model={"source": "org/tiny"}, output_dir="there").folder().as_posix() == "there"
 

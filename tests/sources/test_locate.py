@@ -43,6 +43,13 @@ def test_texts_that_are_no_source(source: str, part: str) -> None:
     assert part in str(caught.value)
 
 
+def test_only_the_hub_has_revisions(tmp_path: Path) -> None:
+    assert resolve_source(ModelSection(source="org/other", revision="v1")).section.revision == "v1"
+    for source in (str(tmp_path), "sample:smollm2-135m-instruct"):
+        with pytest.raises(UserError, match=r"^model\.revision is for Hub models"):
+            resolve_source(ModelSection(source=source, revision="v1"))
+
+
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.touch()
