@@ -1,4 +1,4 @@
-"""The command line: words to calls of `nm_export.pipeline`, and exceptions to one sentence and an exit code.
+"""The command line: words to calls of the package, and exceptions to one sentence and an exit code.
 
 Everything heavy is imported inside the commands, so that `nm-export --help` answers at once.
 """
@@ -183,18 +183,26 @@ def generate(
       nm-export generate output/smollm2-135m-8of16 "What is the capital of France?" --backend onnx
     """
     with _explained(verbose):
-        from nm_export import pipeline
+        from nm_export.generation import generate as continue_text
 
-        _print(pipeline.generate(folder, prompt, backend=backend.value, max_new_tokens=max_new_tokens, dense=dense))
+        _print(continue_text(folder, prompt, backend=backend.value, max_new_tokens=max_new_tokens, dense=dense))
 
 
 @app.command()
-def enable_genai(folder: Folder, verbose: Verbose = False) -> None:
+def enable_genai(
+    folder: Folder,
+    off: Annotated[bool, typer.Option("--off", help="Undo it: publish the folder without.")] = False,
+    verbose: Verbose = False,
+) -> None:
     """Put this platform's kernel beside the ONNX model and switch it on for onnxruntime-genai."""
     with _explained(verbose):
-        from nm_export import pipeline
+        from nm_export.onnx import disable_library, enable_library
 
-        _print(pipeline.enable_genai(folder))
+        if off:
+            disable_library(folder)
+            typer.echo(f"{folder} opens everywhere again, without the compiled kernel.")
+        else:
+            typer.echo(f"Wrote {enable_library(folder)}; onnxruntime-genai now runs {folder} with it.")
 
 
 def _print(result: object) -> None:

@@ -18,14 +18,14 @@ from nm_export.recipe import Recipe
 RECIPE = "model: {source: some/model}\noutput_dir: out\n"
 
 
-class RecordedPipeline(ModuleType):
-    """Stands in for `nm_export.pipeline` and `nm_export.dry_run`: records calls, gives what a test wants."""
+class RecordedCalls(ModuleType):
+    """Stands in for the modules that the commands call: records calls, gives what a test wants."""
 
     def __init__(self) -> None:
-        super().__init__("nm_export.pipeline")
+        super().__init__("recorded")
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.outcome: object = "all done [8:16]"
-        for name in ("run", "dry_run", "verify_folder", "generate", "enable_genai"):
+        for name in ("run", "dry_run", "verify_folder", "generate", "enable_library", "disable_library"):
             setattr(self, name, self._recorder(name))
 
     def _recorder(self, name: str) -> Any:
@@ -39,11 +39,11 @@ class RecordedPipeline(ModuleType):
 
 
 @pytest.fixture
-def pipeline(monkeypatch: pytest.MonkeyPatch) -> RecordedPipeline:
-    recorded = RecordedPipeline()
-    monkeypatch.setitem(sys.modules, "nm_export.pipeline", recorded)
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> RecordedCalls:
+    recorded = RecordedCalls()
+    for module in ("pipeline", "dry_run", "generation", "onnx"):
+        monkeypatch.setitem(sys.modules, f"nm_export.{module}", recorded)
     monkeypatch.setattr(nm_export, "pipeline", recorded, raising=False)
-    monkeypatch.setitem(sys.modules, "nm_export.dry_run", recorded)
     return recorded
 
 
@@ -58,7 +58,7 @@ def run(*words: str) -> Result:
     return CliRunner().invoke(app, list(words), prog_name="nm-export")
 
 
-def test_a_recipe_is_exported(pipeline: RecordedPipeline, recipe: str) -> None:
+def test_a_recipe_is_exported(pipeline: RecordedCalls, recipe: str) -> None:
     result = run(recipe)
     assert result.exit_code == 0, result.output
     assert "all done [8:16]" in result.stdout
@@ -76,7 +76,7 @@ def test_a_recipe_is_exported(pipeline: RecordedPipeline, recipe: str) -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_options_reach_the_pipeline_wherever_they_stand(pipeline: RecordedPipeline, recipe: str, first: bool) -> None:
+def test_options_reach_the_pipeline_wherever_they_stand(pipeline: RecordedCalls, recipe: str, first: bool) -> None:
     words = [
         "--push-to-hub",
         "--repo-id",
@@ -105,14 +105,14 @@ def test_options_reach_the_pipeline_wherever_they_stand(pipeline: RecordedPipeli
     }
 
 
-def test_a_dry_run_runs_nothing(pipeline: RecordedPipeline, recipe: str) -> None:
+def test_a_dry_run_runs_nothing(pipeline: RecordedCalls, recipe: str) -> None:
     assert run(recipe, "--dry-run").exit_code == 0
     [(name, _, options)] = pipeline.calls
     assert name == "dry_run"
     assert set(options) == {"output_dir", "push_to_hub", "repo_id", "private", "skip_onnx", "overwrite"}
 
 
-def test_rich_results_are_rendered(pipeline: RecordedPipeline, recipe: str) -> None:
+def test_rich_results_are_rendered(pipeline: RecordedCalls, recipe: str) -> None:
     class Report:
         def __rich__(self) -> str:
             return "[bold]done[/bold]"
@@ -121,7 +121,7 @@ def test_rich_results_are_rendered(pipeline: RecordedPipeline, recipe: str) -> N
     assert run(recipe).stdout.strip() == "done"
 
 
-def test_the_recipe_can_ask_for_a_private_repository(pipeline: RecordedPipeline, recipe: str) -> None:
+def test_the_recipe_can_ask_for_a_private_repository(pipeline: RecordedCalls, recipe: str) -> None:
     run(recipe, "--set", "publish.private=true")
     assert pipeline.calls[0][2]["private"] is True
 
@@ -130,7 +130,8 @@ def test_the_recipe_can_ask_for_a_private_repository(pipeline: RecordedPipeline,
     ("words", "call"),
     [
         (["verify", "out"], ("verify_folder", (Path("out"),), {})),
-        (["enable-genai", "out"], ("enable_genai", (Path("out"),), {})),
+        (["enable-genai", "out"], ("enable_library", (Path("out"),), {})),
+        (["enable-genai", "out", "--off"], ("disable_library", (Path("out"),), {})),
         (
             ["generate", "out", "a b"],
             ("generate", (Path("out"), "a b"), {"backend": "torch", "max_new_tokens": 64, "dense": False}),
@@ -141,7 +142,7 @@ def test_the_recipe_can_ask_for_a_private_repository(pipeline: RecordedPipeline,
         ),
     ],
 )
-def test_commands(pipeline: RecordedPipeline, words: list[str], call: tuple[Any, ...]) -> None:
+def test_commands(pipeline: RecordedCalls, words: list[str], call: tuple[Any, ...]) -> None:
     assert run(*words).exit_code == 0
     assert pipeline.calls == [call]
 
@@ -162,7 +163,7 @@ def test_commands(pipeline: RecordedPipeline, words: list[str], call: tuple[Any,
     ],
 )
 def test_failures_are_one_sentence_and_an_exit_code(
-    pipeline: RecordedPipeline, recipe: str, outcome: BaseException, code: int, parts: list[str]
+    pipeline: RecordedCalls, recipe: str, outcome: BaseException, code: int, parts: list[str]
 ) -> None:
     pipeline.outcome = outcome
     result = run(recipe)
@@ -173,7 +174,7 @@ def test_failures_are_one_sentence_and_an_exit_code(
         assert part in result.stderr
 
 
-def test_verbose_shows_the_traceback(pipeline: RecordedPipeline, recipe: str) -> None:
+def test_verbose_shows_the_traceback(pipeline: RecordedCalls, recipe: str) -> None:
     pipeline.outcome = ZeroDivisionError("by zero")
     result = run(recipe, "-v")
     assert result.exit_code == 1
@@ -198,7 +199,7 @@ def test_verbose_shows_the_traceback(pipeline: RecordedPipeline, recipe: str) ->
     ],
 )
 def test_mistakes_on_the_line_end_with_code_2(
-    pipeline: RecordedPipeline, recipe: str, words: list[str], part: str
+    pipeline: RecordedCalls, recipe: str, words: list[str], part: str
 ) -> None:
     result = run(*(word.format(recipe=recipe) for word in words))
     assert result.exit_code == 2
@@ -208,7 +209,7 @@ def test_mistakes_on_the_line_end_with_code_2(
 
 
 def test_a_file_named_like_a_command_is_still_a_recipe(
-    pipeline: RecordedPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: RecordedCalls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("verifi").write_text(RECIPE)
