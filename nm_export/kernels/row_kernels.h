@@ -1,7 +1,8 @@
 // The inner loops over one token, implemented once for every instruction set.
 //
-// The files of an instruction set are compiled with its own machine flags, so they and this header use no function
-// of the standard library: the linker could otherwise pick their copy of it for a processor that cannot run it.
+// The files of an instruction set are compiled with its own machine flags, so they and this header use no
+// inline function of the C++ library: the linker could otherwise pick their copy of it for a processor that cannot run
+// it.
 #pragma once
 
 #include <cstddef>

@@ -7,6 +7,8 @@
 // Everything is in an unnamed namespace: each instruction set needs a copy of its own.
 #pragma once
 
+#include <string.h>
+
 #include <utility>  // types only
 
 #include "row_kernels.h"
@@ -20,13 +22,13 @@ constexpr int32_t kNanKey = 0x7f800001;
 
 inline int32_t bits_of(float value) {
   int32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
+  memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
 inline float float_of(uint32_t bits) {
   float value;
-  __builtin_memcpy(&value, &bits, sizeof value);
+  memcpy(&value, &bits, sizeof value);
   return value;
 }
 
