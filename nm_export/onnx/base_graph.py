@@ -181,6 +181,9 @@ def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
     if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
         # Mistral and Phi-3 slide in every layer without saying so layer by layer, which is where the builder looks.
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_size % 16:
+        raise UserError(f"ONNX Runtime's attention takes heads of 16, 32, 48 ... channels, not heads of {head_size} channels.")
     rope = config.rope_parameters
     for parameters in (rope,) if "rope_type" in rope else rope.values():
         if parameters["rope_type"] in ("dynamic", "longrope"):
