@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nm_export.errors import UserError
-from nm_export.loading import check_exported, load_exported
+from nm_export.loading import check_exported, load_exported, load_tokenizer
 
 
 def generate(
@@ -35,7 +35,7 @@ def generate(
     if backend == "onnx":
         from nm_export.onnx import NMSparseORTModelForCausalLM
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = load_tokenizer(folder)
         model = NMSparseORTModelForCausalLM.from_pretrained(folder)
     else:
         model, tokenizer, _ = load_exported(folder)
@@ -51,7 +51,7 @@ def _generate_genai(folder: Path, prompt: str, max_new_tokens: int) -> str:
     model = genai_model(folder / "onnx")
     import onnxruntime_genai as og
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     ids = _prompt_ids(tokenizer, prompt)
     parameters = og.GeneratorParams(model)
     parameters.set_search_options(max_length=len(ids) + max_new_tokens, do_sample=False)

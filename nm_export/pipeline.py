@@ -22,6 +22,7 @@ from nm_export.plan import Plan, make_plan
 from nm_export.publishing.card import model_card
 from nm_export.publishing.folder import check_target, replacing
 from nm_export.publishing.hub import push, resolve_repo_id
+from nm_export.publishing.save import write_model
 from nm_export.recipe import Recipe
 from nm_export.sources import load_model
 from nm_export.stages import Stages, peak_memory_bytes
@@ -88,8 +89,7 @@ def run(
         with stages.stage("calibrate", f"Calibrating {len(plan.pruned)} linears"):
             calibrate(model, calibration_text.input_ids, recipe.calibration.batch_size)
         with stages.stage("write", "Writing the model"):
-            model.save_pretrained(folder, max_shard_size=recipe.publish.max_shard_size)
-            tokenizer.save_pretrained(folder)
+            write_model(model, tokenizer, folder, recipe.publish.max_shard_size)
             (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
             record = _record(recipe, plan, provenance, calibration_text, held_out)
             _write_json(folder / "nm_export.json", record)

@@ -35,8 +35,8 @@ def replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
             f"{target.parent} cannot be written ({error.strerror}); choose another --output-dir."
         ) from error
     try:
-        partial.chmod(0o755)  # mkdtemp is private to its owner, a model folder is not
         yield partial
+        _make_readable(partial)
         if target.exists():
             retired = partial.with_name(f"{partial.name}-old")
             target.rename(retired)
@@ -48,6 +48,14 @@ def replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _make_readable(folder: Path) -> None:
+    # mkdtemp, and safetensors' own temporary files, are private to their owner; a model folder is not
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
 def check_target(target: Path, *, overwrite: bool) -> None:
     """Raise a UserError when `target` is in the way: a file, or a folder that holds something else or must be kept."""
     if not target.exists():
@@ -56,7 +64,7 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         raise UserError(f"{target} is a file; choose another --output-dir.")
     if not any(target.iterdir()):
         return
-    if not (target / "nm_export.json").is_file():
+    if not (target / "modeling_nm_sparse.py").is_file():
         raise UserError(f"{target} holds something that nm-export did not write; choose another --output-dir.")
     if not overwrite:
         raise UserError(f"{target} holds an exported model; pass --overwrite to replace it.")

@@ -75,6 +75,9 @@ def _verify_onnx(
     from nm_export.onnx.probe import run_probe
 
     path = folder / "onnx" / "model.onnx"
+    reference, prompt = torch_logits(model), sequences[:1, :MODULE_TOKENS]
+    expected_tokens = _greedy(model, prompt)
+    report.floor = divergence(reference, {"eager": _eager(model)}, sequences, "Verifying, eager")["eager"]
     for backend, library in _LIBRARY.items():
         both = [
             run_probe(path, library=library, inputs={name: x[:, start:].float().numpy() for name, x in inputs.items()})
@@ -88,20 +91,13 @@ def _verify_onnx(
             for name in inputs
         }
         report.modules[backend] = check_modules(backend, expected, records, output_tolerance)
-
-    models = {  # idle sessions that spin would take the cores from the one at work
-        backend: NMSparseORTModelForCausalLM.from_pretrained(folder, library=library, spinning=False)
-        for backend, library in _LIBRARY.items()
-    }
-    candidates = {"floor": _eager(model), **{name: torch_logits(ort) for name, ort in models.items()}}
-    results = divergence(torch_logits(model), candidates, sequences, "Verifying end to end")
-    report.floor = results.pop("floor")
-    report.end_to_end = results
-    prompt = sequences[:1, :MODULE_TOKENS]
-    expected_tokens = _greedy(model, prompt)
-    for name, ort in models.items():
+        # one session at a time: each holds a packed copy of the weights
+        ort = NMSparseORTModelForCausalLM.from_pretrained(folder, library=library, spinning=False)
+        results = divergence(reference, {backend: torch_logits(ort)}, sequences, f"Verifying, {backend}")
+        report.end_to_end[backend] = results[backend]
         equal = (_greedy(ort, prompt) == expected_tokens).long().cumprod(0)
-        report.greedy_agreement[name] = (int(equal.sum()), len(expected_tokens))
+        report.greedy_agreement[backend] = (int(equal.sum()), len(expected_tokens))
+        del ort
 
 
 def _judge(report: VerificationReport, factor: float) -> None:
