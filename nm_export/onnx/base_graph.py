@@ -149,8 +149,8 @@ def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: f
         tolerance = {torch.float32: 1e-4, torch.float16: 1e-2}.get(model.dtype, 1e-1)
     vocabulary = model.config.get_text_config().vocab_size
     ids = torch.arange(1, 35).mul(7919).remainder(vocabulary).reshape(2, 17)
-    dense = model.dense() if hasattr(model, "dense") else contextlib.nullcontext()
-    with torch.inference_mode(), dense:
+    dense: Any = getattr(model, "dense", contextlib.nullcontext)
+    with torch.inference_mode(), dense():
         expected = model(ids, use_cache=False).logits.float()
 
     session = create_session(graph.path, library=False)
@@ -165,8 +165,9 @@ def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: f
     worst = float((torch.cat(got, dim=1) - expected).abs().max() / expected.abs().max())
     if not worst <= tolerance:
         raise NMExportError(
-            f"The dense graph of {architecture(model)} differs from the torch model by {worst:.1e} of the largest logit "
-            f"(tolerance {tolerance:.0e}): onnxruntime-genai's builder does not render this model. Nothing was exported."
+            f"The dense graph of {architecture(model)} differs from the torch model by {worst:.1e} of the largest "
+            f"logit, where {tolerance:.0e} is accepted: onnxruntime-genai's builder does not render this model. "
+            "Nothing was exported."
         )
     return worst
 
@@ -183,12 +184,15 @@ def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if head_size % 16:
-        raise UserError(f"ONNX Runtime's attention takes heads of 16, 32, 48 ... channels, not heads of {head_size} channels.")
+        raise UserError(
+            f"ONNX Runtime's attention takes heads of 16, 32, 48 ... channels, not heads of {head_size} channels."
+        )
     rope = config.rope_parameters
     for parameters in (rope,) if "rope_type" in rope else rope.values():
         if parameters["rope_type"] in ("dynamic", "longrope"):
             raise UserError(
-                f"RoPE type {parameters['rope_type']} cannot be exported to ONNX: its angles depend on the length of the text."
+                f"RoPE type {parameters['rope_type']} cannot be exported to ONNX: its angles depend on the length of "
+                "the text."
             )
         parameters["rope_type"] = "default"  # the angles come from the model; the builder need not know how to scale
     if name == "Gemma3ForCausalLM":
@@ -199,10 +203,9 @@ def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
     return config
 
 
-def _in_memory_builder(name: str, weights: nn.Module, config: Any, cache_dir: str) -> Any:
+def _in_memory_builder(name: str, weights: Any, config: Any, cache_dir: str) -> Any:
     """The builder for an architecture, extended to read the live model and to note which node computes what."""
     import onnx_ir
-    import onnxruntime_genai.models  # puts its folder on sys.path, where its modules look for each other
     from onnxruntime_genai.models import builders
 
     rope_kinds = iter(("full_attention", "sliding_attention"))
@@ -256,7 +259,9 @@ def _in_memory_builder(name: str, weights: nn.Module, config: Any, cache_dir: st
             super().make_attention_unpacked_regular(layer_id, attention, qkv_linear, root_input, **kwargs)
             self._note_parts(qkv_linear, (attention.q_proj, attention.k_proj, attention.v_proj))
 
-        def make_mlp_unpacked_regular(self, layer_id: int, mlp: Any, gate_up_linear: nn.Linear, root_input: str) -> None:
+        def make_mlp_unpacked_regular(
+            self, layer_id: int, mlp: Any, gate_up_linear: nn.Linear, root_input: str
+        ) -> None:
             super().make_mlp_unpacked_regular(layer_id, mlp, gate_up_linear, root_input)
             self._note_parts(gate_up_linear, (mlp.gate_proj, mlp.up_proj))
 

@@ -11,9 +11,9 @@ _GRANULE = 128  # tokens by which buffers grow at least
 class ORTCache:
     """Keys and values of every layer, float32 `[batch, heads, capacity, head_size]`, filled up to a length.
 
-    The same buffer is bound as a graph's `past_key_values` and as its `present`, so that attention appends to it and a step
-    copies nothing of the past. Rows are packed to the left whatever side the caller pads: row `b` holds its own tokens at
-    positions `0 ... length_b`.
+    The same buffer is bound as a graph's `past_key_values` and as its `present`, so that attention appends to it and a
+    step copies nothing of the past. Rows are packed to the left whatever side the caller pads: row `b` holds its own
+    tokens at positions `0` to `length_b - 1`.
     """
 
     is_compileable = False

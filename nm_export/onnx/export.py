@@ -1,7 +1,6 @@
 """The road from a sparse model in memory to a folder that ONNX Runtime and onnxruntime-genai open."""
 
 import importlib.metadata
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -76,8 +75,8 @@ def export_onnx(
         check_graph(graph.path)
         size = sum(path.stat().st_size for path in made.glob("model.onnx*"))
         if target.exists():
-            os.replace(target, Path(scratch) / "previous")
-        os.replace(made, target)
+            target.replace(Path(scratch) / "previous")
+        made.replace(target)
     return ExportResult(
         target / "model.onnx", len(inputs), sum(len(pruned.modules) for pruned in inputs), difference, size
     )

@@ -27,11 +27,12 @@ SHIFT_MODES = {"static": 0, "dynamic_mean": 1, "dynamic_median": 2}
 PHASES = {"both": 0, "prefill": 1, "decode": 2}
 """Values of the attribute `phase`."""
 
-# A branch is chosen by an attribute, so that a runtime which folds constants keeps one branch only. The exception is the
-# phase, which looks at the number of tokens of the call.
+# A branch is chosen by an attribute, so that a runtime which folds constants keeps one branch only. The exception is
+# the phase, which looks at the number of tokens of the call.
 #
-# Scores are ordered in float64, where NaN and infinity become two finite numbers above the whole float32 range: runtimes
-# disagree on the place of NaN in TopK. TopK itself prefers the lower index among equal numbers, by its specification.
+# Scores are ordered in float64, where NaN and infinity become two finite numbers above the whole float32 range:
+# runtimes disagree on the place of NaN in TopK. TopK itself prefers the lower index among equal numbers, by its
+# specification.
 #
 # Attributes are read outside of the branches: references from within a nested graph are not resolved by every runtime.
 _NM_TOPK = """

@@ -43,7 +43,9 @@ def enable_library(folder: str | Path) -> Path:
         _replace(target, source.read_bytes())
         _write_library_key(folder, target.name)
     except OSError as error:
-        raise UserError(f"{folder} cannot be written to ({error}); nm_export.onnx.genai_model loads without writing.") from error
+        raise UserError(
+            f"{folder} cannot be written to ({error}); nm_export.onnx.genai_model loads without writing."
+        ) from error
     return target
 
 

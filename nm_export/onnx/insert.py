@@ -2,8 +2,9 @@
 
     x ── MatMul(W) ── y          becomes          x ── NMTopK ── values ── MatMul(W) ── Add(W e + b) ── y
 
-Linears that read the same input and score it alike share one `NMTopK`. A static shift becomes part of the bias; a dynamic one
-is `Add(Mul(token_shift, W 1))`. Weights are neither read nor rewritten: new constants are appended to the data file.
+Linears that read the same input and score it alike share one `NMTopK`. A static shift becomes part of the bias; a
+dynamic one is `Add(Mul(token_shift, W 1))`. Weights are neither read nor rewritten: new constants are appended to the
+data file.
 """
 
 import json
@@ -18,12 +19,13 @@ from nm_export.errors import NMExportError
 from nm_export.modeling.modeling_nm_sparse import PHASES, SHIFT_MODES, NMSparseLinear
 from nm_export.onnx.base_graph import BaseGraph, Product
 from nm_export.onnx.functions import DOMAIN, DOMAIN_VERSION, NM_TOPK, nm_topk_function
+from nm_export.onnx.session import data_path
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
 
 MODULES_KEY = "nm_export.modules"
-"""Metadata of an `NMTopK` node: JSON, module name -> names of the values that hold its output, packed parts in order."""
+"""Metadata of an `NMTopK` node: JSON, module name -> names of the values that hold its output, in the order of rows."""
 
 _ALIGNMENT = 64  # of appended constants: a cache line
 
@@ -113,7 +115,7 @@ def insert_nm_topk(graph: BaseGraph, inputs: Iterable[PrunedInput], metadata: Ma
     import onnx
 
     model = onnx.load(graph.path, load_external_data=False)
-    with open(f"{graph.path}.data", "ab") as data:
+    with data_path(graph.path).open("ab") as data:
         _Insertion(model, data).run(graph.products, inputs)
     model.functions.append(nm_topk_function())
     model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
@@ -163,7 +165,7 @@ class _Insertion:
             [f"{name}/output_0", f"{name}/output_1"],
             name=name,
             domain=DOMAIN,
-            **pruned.attributes,
+            **dict[str, Any](pruned.attributes),
         )
         self.declare_like(topk.output[0], x)
         self.declare_like(topk.output[1], x, last_dim=1)
@@ -183,7 +185,7 @@ class _Insertion:
         entry.key, entry.value = MODULES_KEY, json.dumps(results)
 
     def add_offset(self, matmul: "NodeProto", offset: np.ndarray, token_shift: str | None) -> None:
-        """Add `offset` `[O]`, times the token's shift if that is dynamic, to the product; merge it with a bias if it can be."""
+        """Add `offset` `[O]` to the product, times the token's shift if that is dynamic, else merged with a bias."""
         from onnx import helper
 
         path = matmul.name.removesuffix("/MatMul")
@@ -267,7 +269,7 @@ class _Insertion:
 
 
 def _node_name(products: list[str]) -> str:
-    """`/model/layers.0/mlp/down_proj/NMTopK` in front of one product, `/model/layers.0/mlp/NMTopK` in front of several."""
+    """`/model/layers.0/mlp/down_proj/NMTopK` for one product, `/model/layers.0/mlp/NMTopK` for several."""
     parents = {PurePosixPath(name).parent for name in products}
     shared = parents.pop() if len(parents) == 1 else parents.pop().parent
     return str(shared / NM_TOPK)

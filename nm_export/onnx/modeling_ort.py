@@ -1,4 +1,4 @@
-"""Run an exported model in ONNX Runtime with the interface of transformers: `from_pretrained`, `forward`, `generate`."""
+"""Run an exported model in ONNX Runtime as a transformers model is run: `from_pretrained`, `forward`, `generate`."""
 
 import shutil
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class NMSparseORTModelForCausalLM(OptimizedModel, GenerationMixin):
         self.dtype = torch.float32
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         model_id: str | Path,
         *,
@@ -149,8 +149,10 @@ class NMSparseORTModelForCausalLM(OptimizedModel, GenerationMixin):
         else:
             logits = self._run(packed, lengths, total, cache, slice(batch))
         cache.length = total
-        logits = torch.empty_like(logits).scatter_(1, order[..., None].expand_as(logits), logits) if not new.all() else logits
-        return CausalLMOutputWithPast(logits=logits, past_key_values=None if use_cache is False else cache)
+        if not new.all():
+            logits = torch.empty_like(logits).scatter_(1, order[..., None].expand_as(logits), logits)
+        returned: Any = None if use_cache is False else cache  # what generate asks of a cache, it has
+        return CausalLMOutputWithPast(logits=logits, past_key_values=returned)
 
     def _run(self, input_ids: Tensor, lengths: Tensor, total: int, cache: ORTCache, rows: slice) -> Tensor:
         """Run the graph on some rows: ids `[rows, tokens]`, lengths `[rows]` with the past, packed to the left."""

@@ -1,8 +1,8 @@
 """Look into the pruned linears of an exported graph: feed each its own input, read what it keeps and what it returns.
 
 Sparse models diverge from one backend to the next as soon as one near-tie flips, so backends are compared module by
-module. A probe is the part of the graph between the inputs and the outputs of the pruned linears; the weights stay in the
-exported file.
+module. A probe is the part of the graph between the inputs and the outputs of the pruned linears; the weights stay in
+the exported file.
 """
 
 import json
@@ -32,8 +32,8 @@ def run_probe(
 
     Args:
         model_path: graph that `export_onnx` wrote.
-        inputs: name of a pruned linear -> its input, float32 `[tokens, K]` or `[batch, tokens, K]`. Linears that read the
-            same input are pruned once, so that one array stands for all of them; which of them names it does not matter.
+        inputs: name of a pruned linear -> its input, float32 `[tokens, K]` or `[batch, tokens, K]`. Linears that read
+            the same input are pruned once, so that one array stands for all of them, whichever of them names it.
         library: see `create_session`.
         session_options: see `create_session`.
 
@@ -69,9 +69,9 @@ def module_probe(model_path: str | Path, modules: Collection[str]) -> "ModelProt
     """Cut the pruned inputs that feed `modules` out of a graph; see `run_probe`.
 
     Returns:
-        A model without weights, whose constants still point into the graph's data file. For each `NMTopK` node: an input
-        `<node>/x` `[batch, tokens, K]` and an output `<node>/values` of the same shape; for each linear that it feeds, an
-        output `<module>/y` `[batch, tokens, O]`, the parts of a packed one side by side.
+        A model without weights, whose constants still point into the graph's data file. For each `NMTopK` node: an
+        input `<node>/x` `[batch, tokens, K]` and an output `<node>/values` of the same shape; for each linear that it
+        feeds, an output `<module>/y` `[batch, tokens, O]`, the parts of a packed one side by side.
 
     Raises:
         NMExportError: the graph does not prune one of the modules.

@@ -47,14 +47,13 @@ def create_session(
     if not path.is_file():
         raise UserError(f"{model_path} does not exist: export the model with ONNX switched on.")
     data = data_path(path)
+    source: Path | ModelProto = path
     if path.is_symlink() or data.is_symlink():
-        # Some versions of ONNX Runtime refuse external data that is a link, others look for it beside the link's target.
+        # Some versions of ONNX Runtime refuse external data that is a link, others look beside the link's target.
         require("onnx", "onnx")
         import onnx
 
         source = onnx.load(path, load_external_data=False)
-    else:
-        source = path
     return open_session(
         source, data, library=library, providers=providers, session_options=session_options, spinning=spinning
     )

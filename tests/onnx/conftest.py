@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from nm_export.onnx import ExportResult, export_onnx
 from tests.onnx.tiny import METHODS, VOCABULARY, sparse
 
+
 @dataclass(frozen=True)
 class Published:
     model: Any

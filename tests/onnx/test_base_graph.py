@@ -90,4 +90,5 @@ def test_heads_that_attention_does_not_take_are_refused(tokenizer_dir, tmp_path)
 def test_nothing_is_printed(tokenizer_dir, tmp_path, capfd):
     build_base_graph(dense(), tokenizer_dir, tmp_path)
     captured = capfd.readouterr()
-    assert captured.out == "" and captured.err == ""
+    assert captured.out == ""
+    assert captured.err == ""

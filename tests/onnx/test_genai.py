@@ -55,11 +55,13 @@ def test_loader_follows_links(folder, tmp_path):
 def test_enable_and_disable(folder):
     untouched = (folder / "onnx" / "genai_config.json").read_text()
     library = enable_library(folder)
-    assert library.parent == folder / "onnx" and library_key(folder) == library.name
+    assert library.parent == folder / "onnx"
+    assert library_key(folder) == library.name
     assert len(generated(onnxruntime_genai.Model(str(folder / "onnx")))) == 20
     assert enable_library(folder / "onnx") == library
     disable_library(folder)
-    assert library_key(folder) is None and not library.exists()
+    assert library_key(folder) is None
+    assert not library.exists()
     assert json.loads((folder / "onnx" / "genai_config.json").read_text()) == json.loads(untouched)
 
 

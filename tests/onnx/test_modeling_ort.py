@@ -77,7 +77,8 @@ def test_the_cache_grows_beyond_its_first_size_in_place(publish):
     cache = model(ids[:, :1]).past_key_values
     first = cache.buffers[0].data_ptr()
     steps = [model(ids[:, i : i + 1], past_key_values=cache).logits for i in range(1, 100)]
-    assert cache.buffers[0].data_ptr() == first and cache.get_seq_length() == 100
+    assert cache.buffers[0].data_ptr() == first
+    assert cache.get_seq_length() == 100
     torch.testing.assert_close(torch.cat(steps, 1), model(ids).logits[:, 1:], rtol=1e-4, atol=1e-4)
     cache.reserve(300)
     assert cache.capacity >= 300

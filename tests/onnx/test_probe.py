@@ -46,7 +46,8 @@ def test_one_module_of_a_shared_input_answers_for_all(publish):
     answers = run_probe(published.result.model_path, {"model.layers.1.mlp.up_proj": x}, library=False)
     assert set(answers) == {"model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"}
     kept, y = answers["model.layers.1.mlp.up_proj"]
-    assert kept.shape == (5, 64) and y.shape == (5, 80)
+    assert kept.shape == (5, 64)
+    assert y.shape == (5, 80)
     assert (kept.reshape(5, 4, 16).sum(-1) == 8).all()
 
 

@@ -68,5 +68,5 @@ def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"model\.onnx does not exist"):
         create_session(tmp_path / "model.onnx")
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
-    with pytest.raises(NMExportError, match="ONNX Runtime .* cannot open"):
+    with pytest.raises(NMExportError, match=r"ONNX Runtime .* cannot open"):
         create_session(tmp_path / "model.onnx", library=False)
