@@ -106,6 +106,8 @@ def build_base_graph(
     if opset not in (None, _OPSET):
         raise UserError(f"onnx.opset {opset} is not supported: the graph builder writes opset {_OPSET}.")
     name = architecture(model)
+    if model.device.type != "cpu":
+        raise UserError(f"The model is on {model.device}; the ONNX export reads it from the CPU: model.to('cpu').")
     require("onnxruntime_genai", "genai")
     require("onnx_ir", "genai")
     from transformers import AutoTokenizer
@@ -143,6 +145,8 @@ def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: f
     Raises:
         NMExportError: the difference is above the tolerance, so the graph builder does not render this model.
     """
+    import onnxruntime
+
     from nm_export.onnx.session import create_session, empty_cache
 
     if tolerance is None:
@@ -153,7 +157,9 @@ def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: f
     with torch.inference_mode(), dense():
         expected = model(ids, use_cache=False).logits.float()
 
-    session = create_session(graph.path, library=False)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_prepacking", "1")  # one use is not worth a copy of the weights
+    session = create_session(graph.path, library=False, session_options=options)
     cache = empty_cache(session, len(ids))
     got = []
     for part in (ids[:, :-1], ids[:, -1:]):
@@ -290,10 +296,20 @@ def _in_memory_builder(name: str, weights: Any, config: Any, cache_dir: str) -> 
 
 
 def _shallow_copy(module: nn.Module, seen: dict[int, nn.Module] | None = None) -> Any:
-    """Copy a tree of modules but none of its tensors: the builder adds attributes to the modules that it reads."""
+    """Copy a tree of modules but none of its matrices: the builder adds attributes to the modules that it reads.
+
+    Vectors become float32, because the builder computes with them: Gemma's `1 + weight` would round in bfloat16.
+    """
     seen = {} if seen is None else seen
     if id(module) not in seen:
         twin = seen[id(module)] = copy.copy(module)
-        twin._parameters, twin._buffers = dict(module._parameters), dict(module._buffers)
+        twin._parameters = {name: p if p is None else _wide(p) for name, p in module._parameters.items()}
+        twin._buffers = dict(module._buffers)
         twin._modules = {name: child and _shallow_copy(child, seen) for name, child in module._modules.items()}
     return seen[id(module)]
+
+
+def _wide(parameter: nn.Parameter) -> nn.Parameter:
+    if parameter.dim() > 1 or parameter.dtype == torch.float32:
+        return parameter
+    return nn.Parameter(parameter.detach().float(), requires_grad=False)

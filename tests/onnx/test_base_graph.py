@@ -18,6 +18,16 @@ def test_matches_torch(name, tokenizer_dir, tmp_path):
     assert check_base_graph(graph, model) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_half_precision_models_give_float32_graphs_of_the_same_weights(name, tokenizer_dir, tmp_path):
+    model = dense(name).to(torch.bfloat16)
+    graph = build_base_graph(model, tokenizer_dir, tmp_path)
+    check_base_graph(graph, model)
+    wide = dense(name)
+    wide.load_state_dict(model.state_dict())
+    assert check_base_graph(graph, wide, tolerance=1) < 5e-3  # rotary angles were rounded with the model
+
+
 @pytest.mark.parametrize("architecture", ["llama", "phi3"])
 def test_sparse_model_gives_the_dense_graph_and_is_left_alone(architecture, tokenizer_dir, tmp_path):
     model = sparse(architecture)
