@@ -22,11 +22,6 @@ DOMAIN_VERSION = 1
 NM_TOPK = "NMTopK"
 """Name of the operator that keeps n of every m neighbouring channels."""
 
-SHIFT_MODES = {"static": 0, "dynamic_mean": 1, "dynamic_median": 2}
-"""Values of the attribute `shift_mode`."""
-PHASES = {"both": 0, "prefill": 1, "decode": 2}
-"""Values of the attribute `phase`."""
-
 # A branch is chosen by an attribute, so that a runtime which folds constants keeps one branch only. The exception is
 # the phase, which looks at the number of tokens of the call.
 #
