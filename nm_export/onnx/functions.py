@@ -29,7 +29,7 @@ NM_TOPK = "NMTopK"
 # runtimes disagree on the place of NaN in TopK. TopK itself prefers the lower index among equal numbers, by its
 # specification.
 #
-# Attributes are read outside of the branches: references from within a nested graph are not resolved by every runtime.
+# Attributes are read once, outside of the branches.
 _NM_TOPK = """
 <domain: "ai.nm_export", opset_import: ["" : 22]>
 NMTopK <n, m, shift_mode, variance_correction, phase> (x, score, shift) => (values, token_shift)
