@@ -1,5 +1,6 @@
 """The model card: README.md of a published repository."""
 
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -78,7 +79,7 @@ def model_card(
     return _CARD.format(
         metadata=metadata.to_yaml(),
         name=name,
-        base=f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else base["source"],
+        base=f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else _local_name(base["source"]),
         patterns=f"the pruned layers read only {kept}",
         saved=provenance["linear_macs"]["saved_share"],
         pruned=provenance["linear_macs"]["pruned_share"],
@@ -90,6 +91,11 @@ def model_card(
         onnx=_ONNX.format(repository=repository) if numbers["onnx"] else "",
         schemes="\n".join(_row(scheme) for scheme in sparsity["schemes"]),
     )
+
+
+def _local_name(source: str) -> str:
+    # the path of a folder or file would tell readers about the author's machine, and nothing about the model
+    return source if source.startswith("sample:") else Path(source).name
 
 
 def _row(scheme: dict[str, Any]) -> str:

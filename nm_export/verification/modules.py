@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,7 +74,7 @@ def check_modules(
     for name, record in expected.items():
         if name not in actual:
             raise NMExportError(f"Verification failed: {backend} has no module {name}.")
-        kept, output = (torch.as_tensor(np.asarray(part)) for part in actual[name])
+        kept, output = (torch.as_tensor(part) for part in actual[name])
         if not torch.equal(kept.bool(), record.kept):
             different = int((kept.bool() != record.kept).sum())
             raise NMExportError(
