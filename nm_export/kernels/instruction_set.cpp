@@ -57,8 +57,9 @@ bool supports_avx2() {
   const CpuidRegisters basic = cpuid(1);
   const bool osxsave = has_bit(basic.ecx, 27);
   const bool f16c = has_bit(basic.ecx, 29);
+  const bool fma = has_bit(basic.ecx, 12);
   constexpr unsigned kXmmAndYmm = 0x06;
-  return osxsave && f16c && (saved_states() & kXmmAndYmm) == kXmmAndYmm && has_bit(cpuid(7).ebx, 5);
+  return osxsave && f16c && fma && (saved_states() & kXmmAndYmm) == kXmmAndYmm && has_bit(cpuid(7).ebx, 5);
 }
 
 bool supports_avx512() {
@@ -75,20 +76,20 @@ bool supports_avx512() {
 }  // namespace
 
 InstructionSet find_instruction_set(const char* name) {
-  if (std::strcmp(name, "portable") == 0) return {"portable", &kPortableKernels, nullptr};
+  if (std::strcmp(name, "portable") == 0) return {"portable", &kPortableKernels, &kPortableProducts, nullptr};
 #ifdef NM_EXPORT_X86_64
   if (std::strcmp(name, "avx2") == 0) {
-    if (supports_avx2()) return {"avx2", &kAvx2Kernels, nullptr};
-    return {"avx2", nullptr, "NM_EXPORT_ISA is avx2, which this processor or its operating system does not support"};
+    if (supports_avx2()) return {"avx2", &kAvx2Kernels, &kAvx2Products, nullptr};
+    return {"avx2", nullptr, nullptr, "NM_EXPORT_ISA is avx2, which this processor or its operating system does not support"};
   }
   if (std::strcmp(name, "avx512") == 0) {
-    if (supports_avx512()) return {"avx512", &kAvx512Kernels, nullptr};
-    return {"avx512", nullptr,
+    if (supports_avx512()) return {"avx512", &kAvx512Kernels, &kAvx512Products, nullptr};
+    return {"avx512", nullptr, nullptr,
             "NM_EXPORT_ISA is avx512, which this processor or its operating system does not support"};
   }
-  return {name, nullptr, "NM_EXPORT_ISA must be portable, avx2 or avx512"};
+  return {name, nullptr, nullptr, "NM_EXPORT_ISA must be portable, avx2 or avx512"};
 #else
-  return {name, nullptr, "NM_EXPORT_ISA must be portable on this kind of processor"};
+  return {name, nullptr, nullptr, "NM_EXPORT_ISA must be portable on this kind of processor"};
 #endif
 }
 

@@ -1,14 +1,16 @@
 // The choice of row kernels for the processor that runs this process.
 #pragma once
 
+#include "product_kernels.h"
 #include "row_kernels.h"
 
 namespace nm_export {
 
 struct InstructionSet {
-  const char* name;           // portable, avx2 or avx512
-  const RowKernels* kernels;  // null where `error` is set
-  const char* error;          // why the requested one cannot be used
+  const char* name;                // portable, avx2 or avx512
+  const RowKernels* kernels;       // null where `error` is set
+  const ProductKernels* products;  // null where `error` is set
+  const char* error;               // why the requested one cannot be used
 };
 
 // The widest instruction set that processor and operating system support, or the one that the environment variable

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "element_types.h"
 #include "row_kernels.h"
 
 namespace nm_export {
@@ -16,13 +17,6 @@ struct NMTopKParameters {
   int m;
   ShiftMode shift_mode;
   bool variance_correction;
-};
-
-struct Float16 {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
 };
 
 // Float32 buffers of one worker, kept between calls.

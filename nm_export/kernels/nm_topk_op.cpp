@@ -2,16 +2,14 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdio>
 #include <memory>
-#include <mutex>
 #include <new>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "instruction_set.h"
 #include "nm_topk.h"
+#include "operator_support.h"
 
 namespace nm_export {
 namespace {
@@ -19,56 +17,10 @@ namespace {
 using ort::Api;
 using ort::Status;
 
+constexpr const char* kName = "NMTopK";
 enum Input : size_t { kX, kScore, kShift, kInputCount };
 enum Output : size_t { kValues, kTokenShift, kOutputCount };
 enum class Phase { kBoth = 0, kPrefill = 1, kDecode = 2 };
-
-// A failure on its way to ONNX Runtime. It stays inside this file: nothing is thrown across the C ABI.
-struct Failure {
-  Status* status;
-};
-
-void check(Status* status) {
-  if (status != nullptr) throw Failure{status};
-}
-
-[[noreturn]] void fail(const Api& api, ort::ErrorCode code, const std::string& message) {
-  throw Failure{api.CreateStatus(code, message.c_str())};
-}
-
-template <class Body>
-Status* guarded(const Api& api, Body body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const Failure& failure) {
-    return failure.status;
-  } catch (const std::bad_alloc&) {
-    return api.CreateStatus(ort::kRuntimeException, "NMTopK: out of memory");
-  } catch (...) {
-    return api.CreateStatus(ort::kRuntimeException, "NMTopK: unexpected failure");
-  }
-}
-
-// Workspaces of the workers that are not running now; as many are made as ever ran at once.
-class WorkspacePool {
- public:
-  std::unique_ptr<Workspace> take() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (free_.empty()) return std::make_unique<Workspace>();
-    std::unique_ptr<Workspace> workspace = std::move(free_.back());
-    free_.pop_back();
-    return workspace;
-  }
-  void give_back(std::unique_ptr<Workspace> workspace) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    free_.push_back(std::move(workspace));
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Workspace>> free_;
-};
 
 struct Kernel {
   const Api* api;
@@ -76,7 +28,7 @@ struct Kernel {
   std::string node;  // for messages
   Phase phase;
   NMTopK nm_topk;
-  WorkspacePool workspaces;
+  BufferPool<Workspace> workspaces;
 };
 
 int64_t attribute(const Api& api, const ort::KernelInfo* info, const std::string& node, const char* name,
@@ -92,58 +44,6 @@ int64_t attribute(const Api& api, const ort::KernelInfo* info, const std::string
              std::to_string(smallest) + " to " + std::to_string(largest));
   }
   return value;
-}
-
-std::string node_name(const Api& api, const ort::KernelInfo* info) {
-  // The first call is refused for want of room and tells the size, which counts the terminating zero.
-  size_t size = 0;
-  if (Status* status = api.KernelInfo_GetNodeName(info, nullptr, &size)) api.ReleaseStatus(status);
-  std::string name(size, '\0');
-  if (size > 0) {
-    check(api.KernelInfo_GetNodeName(info, name.data(), &size));
-    name.resize(size - 1);
-  }
-  return "NMTopK node '" + name + "'";
-}
-
-std::vector<int64_t> shape_of(const Api& api, const ort::Value* value) {
-  ort::TensorTypeAndShapeInfo* info = nullptr;
-  check(api.GetTensorTypeAndShape(value, &info));
-  const std::unique_ptr<ort::TensorTypeAndShapeInfo, void (*)(ort::TensorTypeAndShapeInfo*)> owner(
-      info, api.ReleaseTensorTypeAndShapeInfo);
-  size_t rank = 0;
-  check(api.GetDimensionsCount(info, &rank));
-  std::vector<int64_t> shape(rank);
-  if (rank > 0) check(api.GetDimensions(info, shape.data(), rank));
-  return shape;
-}
-
-template <class T>
-T* data_of(const Api& api, const ort::Value* value) {
-  // ONNX Runtime has one function for both uses; what it gives for an input is only read.
-  void* data = nullptr;
-  check(api.GetTensorMutableData(const_cast<ort::Value*>(value), &data));
-  return static_cast<T*>(data);
-}
-
-const ort::Value* input(const Api& api, const ort::KernelContext* context, size_t index) {
-  const ort::Value* value = nullptr;
-  check(api.KernelContext_GetInput(context, index, &value));
-  return value;
-}
-
-const float* channel_vector(const Kernel& kernel, const ort::KernelContext* context, size_t index, const char* name,
-                            int64_t channels) {
-  const ort::Value* value = input(*kernel.api, context, index);
-  const std::vector<int64_t> shape = shape_of(*kernel.api, value);
-  if (shape.size() != 1 || shape[0] != channels) {
-    std::string text;
-    for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
-    fail(*kernel.api, ort::kInvalidArgument,
-         kernel.node + ": " + name + " has shape [" + text + "]; x has K = " + std::to_string(channels) +
-             " channels, so it must be [" + std::to_string(channels) + "]");
-  }
-  return data_of<const float>(*kernel.api, value);
 }
 
 // Work of one token, in units of about one nanosecond.
@@ -200,8 +100,8 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
          kernel.node + ": K = " + std::to_string(channels) +
              " channels is not a positive multiple of M = " + std::to_string(parameters.m));
   }
-  const float* score = channel_vector(kernel, context, kScore, "score", channels);
-  const float* shift = channel_vector(kernel, context, kShift, "shift", channels);
+  const float* score = vector_input(api, context, kScore, "score", channels, kernel.node, "x has K", "channels");
+  const float* shift = vector_input(api, context, kShift, "shift", channels, kernel.node, "x has K", "channels");
 
   size_t tokens = 1;
   for (size_t axis = 0; axis + 1 < shape.size(); ++axis) tokens *= static_cast<size_t>(shape[axis]);
@@ -241,8 +141,8 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
 Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::KernelInfo* info, void** kernel) {
   const auto& self = *static_cast<const NMTopKOp*>(op);
   const Api& api = *self.api;
-  return guarded(api, [&] {
-    const std::string node = node_name(api, info);
+  return guarded(api, kName, [&] {
+    const std::string node = node_name(api, info, kName);
     const int64_t m = attribute(api, info, node, "m", 1, kMaxGroupSize);
     const int64_t n = attribute(api, info, node, "n", 1, m);
     const int64_t shift_mode = attribute(api, info, node, "shift_mode", 0, 2);
@@ -259,7 +159,7 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
 
 Status* compute_kernel(void* state, ort::KernelContext* context) {
   Kernel& kernel = *static_cast<Kernel*>(state);
-  return guarded(*kernel.api, [&] {
+  return guarded(*kernel.api, kName, [&] {
     switch (kernel.element_type) {
       case ort::kFloat:
         return compute<float>(kernel, context);
@@ -277,32 +177,15 @@ void destroy_kernel(void* kernel) { delete static_cast<Kernel*>(kernel); }
 // nothing is said: ONNX Runtime would warn at every run that the outputs have another shape.
 Status* infer_shapes(const ort::CustomOp* op, ort::ShapeInferContext* context) {
   const Api& api = *static_cast<const NMTopKOp*>(op)->api;
-  return guarded(api, [&] {
+  return guarded(api, kName, [&] {
+    NamedShape shape = shape_of_input(api, context, kX);
+    if (!shape.is_known()) return;
     ort::TensorTypeAndShapeInfo* x = nullptr;
     check(api.ShapeInferContext_GetInputTypeShape(context, kX, &x));
-    size_t rank = 0;
-    check(api.GetDimensionsCount(x, &rank));
-    if (rank == 0) return;
-    std::vector<int64_t> shape(rank);
-    std::vector<const char*> names(rank);
-    check(api.GetDimensions(x, shape.data(), rank));
-    check(api.GetSymbolicDimensions(x, names.data(), rank));
-    for (size_t axis = 0; axis < rank; ++axis) {
-      const bool named = names[axis] != nullptr && names[axis][0] != '\0';
-      if (shape[axis] < 0 && !named) return;
-    }
     check(api.ShapeInferContext_SetOutputTypeShape(context, kValues, x));
-
-    shape.back() = 1;
-    names.back() = "";
-    ort::TensorTypeAndShapeInfo* token_shift = nullptr;
-    check(api.CreateTensorTypeAndShapeInfo(&token_shift));
-    const std::unique_ptr<ort::TensorTypeAndShapeInfo, void (*)(ort::TensorTypeAndShapeInfo*)> owner(
-        token_shift, api.ReleaseTensorTypeAndShapeInfo);
-    check(api.SetTensorElementType(token_shift, ort::kFloat));
-    check(api.SetDimensions(token_shift, shape.data(), rank));
-    check(api.SetSymbolicDimensions(token_shift, names.data(), rank));
-    check(api.ShapeInferContext_SetOutputTypeShape(context, kTokenShift, token_shift));
+    shape.sizes.back() = 1;
+    shape.names.back() = "";
+    set_shape_of_output(api, context, kTokenShift, shape);
   });
 }
 
@@ -311,7 +194,7 @@ Status* infer_shapes(const ort::CustomOp* op, ort::ShapeInferContext* context) {
 NMTopKOp make_nm_topk_op(const Api* api, ort::ElementType element_type) {
   NMTopKOp op{};
   op.version = ort::kCustomOpVersion;
-  op.GetName = [](const ort::CustomOp*) { return "NMTopK"; };
+  op.GetName = [](const ort::CustomOp*) { return kName; };
   op.GetExecutionProviderType = [](const ort::CustomOp*) { return "CPUExecutionProvider"; };
   op.GetInputType = [](const ort::CustomOp* self, size_t index) {
     return index == kX ? static_cast<const NMTopKOp*>(self)->element_type : ort::kFloat;

@@ -7,6 +7,7 @@
 
 #include "nm_topk_op.h"
 #include "ort_c_api.h"
+#include "sparse_matmul_op.h"
 
 #if defined(_WIN32)
 #define NM_EXPORT_API __declspec(dllexport)
@@ -20,12 +21,15 @@ namespace {
 struct Domain {
   ort::Api api;
   NMTopKOp nm_topk[3];
+  NMSparseMatMulOp nm_sparse_matmul[3];
   ort::CustomOpDomain* handle = nullptr;
 
   explicit Domain(const ort::ApiTable* table)
       : api(ort::load_api(table)),
         nm_topk{make_nm_topk_op(&api, ort::kFloat), make_nm_topk_op(&api, ort::kFloat16),
-                make_nm_topk_op(&api, ort::kBFloat16)} {}
+                make_nm_topk_op(&api, ort::kBFloat16)},
+        nm_sparse_matmul{make_nm_sparse_matmul_op(&api, ort::kFloat), make_nm_sparse_matmul_op(&api, ort::kFloat16),
+                         make_nm_sparse_matmul_op(&api, ort::kBFloat16)} {}
   Domain(const Domain&) = delete;
   Domain& operator=(const Domain&) = delete;
 };
@@ -33,6 +37,9 @@ struct Domain {
 ort::Status* fill(Domain& domain) {
   if (ort::Status* status = domain.api.CreateCustomOpDomain("ai.nm_export", &domain.handle)) return status;
   for (const NMTopKOp& op : domain.nm_topk) {
+    if (ort::Status* status = domain.api.CustomOpDomain_Add(domain.handle, &op)) return status;
+  }
+  for (const NMSparseMatMulOp& op : domain.nm_sparse_matmul) {
     if (ort::Status* status = domain.api.CustomOpDomain_Add(domain.handle, &op)) return status;
   }
   return nullptr;

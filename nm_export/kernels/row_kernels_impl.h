@@ -7,10 +7,9 @@
 // Everything is in an unnamed namespace: each instruction set needs a copy of its own.
 #pragma once
 
-#include <string.h>
-
 #include <utility>  // types only
 
+#include "float_bits.h"
 #include "row_kernels.h"
 
 namespace nm_export {
@@ -19,18 +18,6 @@ namespace {
 // Scores are not negative, so their bits order like themselves; every NaN becomes one key just above +inf.
 constexpr int32_t kMagnitudeBits = 0x7fffffff;
 constexpr int32_t kNanKey = 0x7f800001;
-
-inline int32_t bits_of(float value) {
-  int32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-inline float float_of(uint32_t bits) {
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
 
 inline float magnitude(float z) { return float_of(static_cast<uint32_t>(bits_of(z) & kMagnitudeBits)); }
 

@@ -1,0 +1,24 @@
+// Numbers as their bits and back. For the files of an instruction set: everything has internal linkage.
+#pragma once
+
+#include <string.h>
+
+#include <cstdint>
+
+namespace nm_export {
+namespace {
+
+inline int32_t bits_of(float value) {
+  int32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float float_of(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+}  // namespace
+}  // namespace nm_export

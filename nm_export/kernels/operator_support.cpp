@@ -1,0 +1,95 @@
+#include "operator_support.h"
+
+namespace nm_export {
+
+using ort::Api;
+using ort::Status;
+
+void check(Status* status) {
+  if (status != nullptr) throw Failure{status};
+}
+
+void fail(const Api& api, ort::ErrorCode code, const std::string& message) {
+  throw Failure{api.CreateStatus(code, message.c_str())};
+}
+
+std::string node_name(const Api& api, const ort::KernelInfo* info, const char* op) {
+  // The first call is refused for want of room and tells the size, which counts the terminating zero.
+  size_t size = 0;
+  if (Status* status = api.KernelInfo_GetNodeName(info, nullptr, &size)) api.ReleaseStatus(status);
+  std::string name(size, '\0');
+  if (size > 0) {
+    check(api.KernelInfo_GetNodeName(info, name.data(), &size));
+    name.resize(size - 1);
+  }
+  return std::string(op) + " node '" + name + "'";
+}
+
+const ort::Value* input(const Api& api, const ort::KernelContext* context, size_t index) {
+  const ort::Value* value = nullptr;
+  check(api.KernelContext_GetInput(context, index, &value));
+  return value;
+}
+
+std::vector<int64_t> shape_of(const Api& api, const ort::Value* value) {
+  ort::TensorTypeAndShapeInfo* info = nullptr;
+  check(api.GetTensorTypeAndShape(value, &info));
+  const std::unique_ptr<ort::TensorTypeAndShapeInfo, void (*)(ort::TensorTypeAndShapeInfo*)> owner(
+      info, api.ReleaseTensorTypeAndShapeInfo);
+  size_t rank = 0;
+  check(api.GetDimensionsCount(info, &rank));
+  std::vector<int64_t> shape(rank);
+  if (rank > 0) check(api.GetDimensions(info, shape.data(), rank));
+  return shape;
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + text + "]";
+}
+
+const float* vector_input(const Api& api, const ort::KernelContext* context, size_t index, const char* name,
+                          int64_t size, const std::string& node, const char* owner, const char* unit) {
+  const ort::Value* value = input(api, context, index);
+  const std::vector<int64_t> shape = shape_of(api, value);
+  if (shape.size() != 1 || shape[0] != size) {
+    fail(api, ort::kInvalidArgument,
+         node + ": " + name + " has shape " + shape_text(shape) + "; " + owner + " = " + std::to_string(size) + " " +
+             unit + ", so it must be [" + std::to_string(size) + "]");
+  }
+  return data_of<const float>(api, value);
+}
+
+bool NamedShape::is_known() const {
+  for (size_t axis = 0; axis < sizes.size(); ++axis) {
+    const bool named = names[axis] != nullptr && names[axis][0] != '\0';
+    if (sizes[axis] < 0 && !named) return false;
+  }
+  return !sizes.empty();
+}
+
+NamedShape shape_of_input(const Api& api, const ort::ShapeInferContext* context, size_t index) {
+  ort::TensorTypeAndShapeInfo* info = nullptr;
+  check(api.ShapeInferContext_GetInputTypeShape(context, index, &info));
+  size_t rank = 0;
+  check(api.GetDimensionsCount(info, &rank));
+  NamedShape shape{std::vector<int64_t>(rank), std::vector<const char*>(rank)};
+  if (rank == 0) return shape;
+  check(api.GetDimensions(info, shape.sizes.data(), rank));
+  check(api.GetSymbolicDimensions(info, shape.names.data(), rank));
+  return shape;
+}
+
+void set_shape_of_output(const Api& api, const ort::ShapeInferContext* context, size_t index, NamedShape shape) {
+  ort::TensorTypeAndShapeInfo* info = nullptr;
+  check(api.CreateTensorTypeAndShapeInfo(&info));
+  const std::unique_ptr<ort::TensorTypeAndShapeInfo, void (*)(ort::TensorTypeAndShapeInfo*)> owner(
+      info, api.ReleaseTensorTypeAndShapeInfo);
+  check(api.SetTensorElementType(info, ort::kFloat));
+  check(api.SetDimensions(info, shape.sizes.data(), shape.sizes.size()));
+  check(api.SetSymbolicDimensions(info, shape.names.data(), shape.names.size()));
+  check(api.ShapeInferContext_SetOutputTypeShape(context, index, info));
+}
+
+}  // namespace nm_export

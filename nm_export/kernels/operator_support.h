@@ -1,0 +1,99 @@
+// What the operators share: failures, and how they read their node and its tensors.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ort_c_api.h"
+
+namespace nm_export {
+
+// A failure on its way to ONNX Runtime. `guarded` catches it: nothing is thrown across the C ABI.
+struct Failure {
+  ort::Status* status;
+};
+
+// Throws what is not null.
+void check(ort::Status* status);
+
+[[noreturn]] void fail(const ort::Api& api, ort::ErrorCode code, const std::string& message);
+
+// Runs `body` and turns what it throws into a status. `op` is the operator's name.
+template <class Body>
+ort::Status* guarded(const ort::Api& api, const char* op, Body body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const Failure& failure) {
+    return failure.status;
+  } catch (const std::bad_alloc&) {
+    return api.CreateStatus(ort::kRuntimeException, (std::string(op) + ": out of memory").c_str());
+  } catch (...) {
+    return api.CreateStatus(ort::kRuntimeException, (std::string(op) + ": unexpected failure").c_str());
+  }
+}
+
+// "NMTopK node 'name'", for messages.
+std::string node_name(const ort::Api& api, const ort::KernelInfo* info, const char* op);
+
+const ort::Value* input(const ort::Api& api, const ort::KernelContext* context, size_t index);
+
+std::vector<int64_t> shape_of(const ort::Api& api, const ort::Value* value);
+
+// "[2, 3]"
+std::string shape_text(const std::vector<int64_t>& shape);
+
+template <class T>
+T* data_of(const ort::Api& api, const ort::Value* value) {
+  // ONNX Runtime has one function for both uses; what it gives for an input is only read.
+  void* data = nullptr;
+  check(api.GetTensorMutableData(const_cast<ort::Value*>(value), &data));
+  return static_cast<T*>(data);
+}
+
+// The data of an input that must have the shape [size], because, in words, `owner` = size `unit`: "x has K = 8 channels".
+const float* vector_input(const ort::Api& api, const ort::KernelContext* context, size_t index, const char* name,
+                          int64_t size, const std::string& node, const char* owner, const char* unit);
+
+// A shape during inference: -1 where an axis is not known, and its name there.
+struct NamedShape {
+  std::vector<int64_t> sizes;
+  std::vector<const char*> names;
+
+  // Whether every axis has a size or a name, and there is one: rank 0 also means that nothing is known.
+  bool is_known() const;
+};
+
+NamedShape shape_of_input(const ort::Api& api, const ort::ShapeInferContext* context, size_t index);
+
+// Says that an output is of float32 and has this shape.
+void set_shape_of_output(const ort::Api& api, const ort::ShapeInferContext* context, size_t index, NamedShape shape);
+
+// Buffers that are not in use now; as many are made as were ever in use at once.
+template <class Buffers>
+class BufferPool {
+ public:
+  std::unique_ptr<Buffers> take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return std::make_unique<Buffers>();
+    std::unique_ptr<Buffers> buffers = std::move(free_.back());
+    free_.pop_back();
+    return buffers;
+  }
+  void give_back(std::unique_ptr<Buffers> buffers) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(buffers));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Buffers>> free_;
+};
+
+}  // namespace nm_export

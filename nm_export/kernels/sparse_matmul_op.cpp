@@ -1,0 +1,175 @@
+#include "sparse_matmul_op.h"
+
+#include <atomic>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "instruction_set.h"
+#include "operator_support.h"
+#include "sparse_matmul.h"
+
+namespace nm_export {
+namespace {
+
+using ort::Api;
+using ort::Status;
+
+constexpr const char* kName = "NMSparseMatMul";
+enum Input : size_t { kValues, kWeight, kBias, kTokenShift, kOffset, kInputCount };
+
+struct Kernel {
+  const Api* api;
+  WeightType weight_type;
+  std::string node;  // for messages
+  const ProductKernels& products;
+  BufferPool<CallBuffers> call_buffers;
+  BufferPool<WorkerBuffers> worker_buffers;
+};
+
+struct Job {
+  Kernel& kernel;
+  const SparseMatMul& product;
+  std::atomic<bool> out_of_memory{false};
+
+  void run(size_t task) noexcept {
+    try {
+      std::unique_ptr<WorkerBuffers> buffers = kernel.worker_buffers.take();
+      product.run(task, *buffers);
+      kernel.worker_buffers.give_back(std::move(buffers));
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+    }
+  }
+};
+
+void run(Kernel& kernel, const SparseProduct& product, ort::KernelContext* context) {
+  std::unique_ptr<CallBuffers> buffers = kernel.call_buffers.take();
+  const SparseMatMul matmul(kernel.products, product, *buffers);
+  Job job{kernel, matmul};
+  if (matmul.tasks() == 1) {
+    job.run(0);
+  } else {
+    const auto run_task = [](void* data, size_t task) { static_cast<Job*>(data)->run(task); };
+    check(kernel.api->KernelContext_ParallelFor(context, run_task, matmul.tasks(), 0, &job));
+  }
+  kernel.call_buffers.give_back(std::move(buffers));
+  if (job.out_of_memory) throw std::bad_alloc();
+}
+
+void compute(Kernel& kernel, ort::KernelContext* context) {
+  const Api& api = *kernel.api;
+  const ort::Value* values = input(api, context, kValues);
+  const ort::Value* weight = input(api, context, kWeight);
+  std::vector<int64_t> shape = shape_of(api, values);
+  const std::vector<int64_t> weight_shape = shape_of(api, weight);
+  if (shape.empty() || weight_shape.size() != 2 || shape.back() != weight_shape[0] || shape.back() == 0) {
+    fail(api, ort::kInvalidArgument,
+         kernel.node + ": values has shape " + shape_text(shape) + " and weight " + shape_text(weight_shape) +
+             "; they must be [..., K] and [K, O] with K > 0");
+  }
+  const int64_t columns = weight_shape[1];
+  const float* bias = vector_input(api, context, kBias, "bias", columns, kernel.node, "weight has O", "columns");
+  const float* offset = vector_input(api, context, kOffset, "offset", columns, kernel.node, "weight has O", "columns");
+
+  std::vector<int64_t> token_shape = shape;
+  token_shape.back() = 1;
+  const ort::Value* token_shift = input(api, context, kTokenShift);
+  const std::vector<int64_t> actual_token_shape = shape_of(api, token_shift);
+  if (actual_token_shape != token_shape) {
+    fail(api, ort::kInvalidArgument,
+         kernel.node + ": token_shift has shape " + shape_text(actual_token_shape) + "; values has shape " +
+             shape_text(shape) + ", so it must be " + shape_text(token_shape));
+  }
+
+  SparseProduct product{};
+  product.channels = static_cast<size_t>(shape.back());
+  product.columns = static_cast<size_t>(columns);
+  product.tokens = 1;
+  for (size_t axis = 0; axis + 1 < shape.size(); ++axis) product.tokens *= static_cast<size_t>(shape[axis]);
+
+  shape.back() = columns;
+  ort::Value* y = nullptr;
+  check(api.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
+  if (product.tokens == 0 || product.columns == 0) return;
+
+  product.values = data_of<const float>(api, values);
+  product.weight = data_of<const void>(api, weight);
+  product.bias = bias;
+  product.token_shift = data_of<const float>(api, token_shift);
+  product.offset = offset;
+  product.y = data_of<float>(api, y);
+  product.weight_type = kernel.weight_type;
+  run(kernel, product, context);
+}
+
+WeightType weight_type_of(ort::ElementType type) {
+  switch (type) {
+    case ort::kFloat16:
+      return WeightType::kFloat16;
+    case ort::kBFloat16:
+      return WeightType::kBFloat16;
+    default:
+      return WeightType::kFloat32;
+  }
+}
+
+Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::KernelInfo* info, void** kernel) {
+  const auto& self = *static_cast<const NMSparseMatMulOp*>(op);
+  const Api& api = *self.api;
+  return guarded(api, kName, [&] {
+    const std::string node = node_name(api, info, kName);
+    const InstructionSet isa = choose_instruction_set();
+    if (isa.products == nullptr) fail(api, ort::kInvalidArgument, node + ": " + isa.error);
+    *kernel = new Kernel{self.api, weight_type_of(self.weight_type), node, *isa.products, {}, {}};
+  });
+}
+
+Status* compute_kernel(void* state, ort::KernelContext* context) {
+  Kernel& kernel = *static_cast<Kernel*>(state);
+  return guarded(*kernel.api, kName, [&] { compute(kernel, context); });
+}
+
+void destroy_kernel(void* kernel) { delete static_cast<Kernel*>(kernel); }
+
+// y has the shape of values, but for the last axis. Where values has an unknown axis without a name nothing is said:
+// ONNX Runtime would warn at every run that y has another shape.
+Status* infer_shapes(const ort::CustomOp* op, ort::ShapeInferContext* context) {
+  const Api& api = *static_cast<const NMSparseMatMulOp*>(op)->api;
+  return guarded(api, kName, [&] {
+    NamedShape shape = shape_of_input(api, context, kValues);
+    const NamedShape weight = shape_of_input(api, context, kWeight);
+    if (!shape.is_known() || weight.sizes.size() != 2 || !weight.is_known()) return;
+    shape.sizes.back() = weight.sizes.back();
+    shape.names.back() = weight.names.back();
+    set_shape_of_output(api, context, 0, shape);
+  });
+}
+
+}  // namespace
+
+NMSparseMatMulOp make_nm_sparse_matmul_op(const Api* api, ort::ElementType weight_type) {
+  NMSparseMatMulOp op{};
+  op.version = ort::kCustomOpVersion;
+  op.GetName = [](const ort::CustomOp*) { return kName; };
+  op.GetExecutionProviderType = [](const ort::CustomOp*) { return "CPUExecutionProvider"; };
+  op.GetInputType = [](const ort::CustomOp* self, size_t index) {
+    return index == kWeight ? static_cast<const NMSparseMatMulOp*>(self)->weight_type : ort::kFloat;
+  };
+  op.GetInputTypeCount = [](const ort::CustomOp*) -> size_t { return kInputCount; };
+  op.GetOutputType = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
+  op.GetOutputTypeCount = [](const ort::CustomOp*) -> size_t { return 1; };
+  op.GetInputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kInputRequired; };
+  op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kInputRequired; };
+  op.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return ort::kMemoryDefault; };
+  op.CreateKernelV2 = create_kernel;
+  op.KernelComputeV2 = compute_kernel;
+  op.KernelDestroy = destroy_kernel;
+  op.InferOutputShapeFn = infer_shapes;
+  op.api = api;
+  op.weight_type = weight_type;
+  return op;
+}
+
+}  // namespace nm_export

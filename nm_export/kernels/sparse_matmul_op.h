@@ -1,0 +1,16 @@
+// ai.nm_export::NMSparseMatMul, version 1, as ONNX Runtime sees it. Specified in docs/semantics.md.
+#pragma once
+
+#include "ort_c_api.h"
+
+namespace nm_export {
+
+struct NMSparseMatMulOp : ort::CustomOp {
+  const ort::Api* api;
+  ort::ElementType weight_type;
+};
+
+// The operator for weights of one element type: kFloat, kFloat16 or kBFloat16. `api` outlives it.
+NMSparseMatMulOp make_nm_sparse_matmul_op(const ort::Api* api, ort::ElementType weight_type);
+
+}  // namespace nm_export
