@@ -72,7 +72,8 @@ def dry_run(
     target = recipe.folder(output_dir).resolve()
     check_target(target, overwrite=overwrite)
     unchecked = []
-    plan, dtype, parameters = None, recipe.model.dtype, 0
+    plan: Plan | None = None
+    dtype, parameters = str(recipe.model.dtype), 0
     try:
         plan, dtype, parameters = _resolve(recipe)
     except SourceUnavailableError as error:

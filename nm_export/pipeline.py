@@ -81,6 +81,7 @@ def run(
     with _quiet(verbose), replacing(target, overwrite=overwrite) as folder:
         with stages.stage("load", f"Loading {recipe.model.source}"):
             model, tokenizer, provenance = load_model(recipe.model)
+            _refuse_nan(model, recipe)
         plan = make_plan(model, recipe)
         with stages.stage("text", "Reading text"):
             calibration_text = read_sequences(tokenizer, recipe.calibration)
@@ -133,6 +134,15 @@ def verify_folder(folder: str | Path) -> str:
     with _quiet(verbose=False):
         report = _verify(Path(folder), model, sequences, recipe, with_onnx)
     return json.dumps(report.to_dict(), indent=2)
+
+
+def _refuse_nan(model: torch.nn.Module, recipe: Recipe) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            hint = "; load it with model.dtype: bfloat16 or float32" if recipe.model.dtype == "float16" else ""
+            raise UserError(
+                f"{recipe.model.source} holds NaN or infinite values in {name}; the checkpoint is damaged{hint}."
+            )
 
 
 def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:

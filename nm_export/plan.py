@@ -86,10 +86,11 @@ def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
     """
     head = model.get_output_embeddings()
     linears = {n: mod for n, mod in model.named_modules() if isinstance(mod, nn.Linear) and mod is not head}
-    _refuse_other_layers(model, recipe.for_module)
+    others = _other_layers(model)
+    _refuse(others, recipe.for_module)
     if not linears:
         raise UserError(f"{type(model).__name__} has no torch.nn.Linear in its layers, so there is nothing to prune.")
-    unmatched = recipe.unmatched([*linears, "lm_head"])
+    unmatched = recipe.unmatched([*linears, *others, "lm_head"])
     if unmatched:
         known = ", ".join(sorted({f"*.{name.rsplit('.', 1)[-1]}" for name in linears}))
         raise UserError(f"{unmatched[0]} matches no linear layer of {type(model).__name__}; it has {known}.")
@@ -113,15 +114,21 @@ def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
     return plan
 
 
-def _refuse_other_layers(model: PreTrainedModel, scheme_of: Callable[[str], Scheme | None]) -> None:
-    # A recipe that asks for a layer which we cannot prune must not quietly leave it dense.
+def _other_layers(model: PreTrainedModel) -> dict[str, str]:
+    """Layers with weights that are no `torch.nn.Linear`: what each is, by name."""
+    others = {}
     for name, module in model.named_modules():
-        kind = None
         if type(module).__name__ == "Conv1D":
-            kind = "a Conv1D, not a torch.nn.Linear"
+            others[name] = "a Conv1D, not a torch.nn.Linear"
         elif any(parameter.dim() == 3 for parameter in module.parameters(recurse=False)):
-            kind = f"{type(module).__name__}, which holds the weights of several experts in one tensor"
-        if kind and scheme_of(name):
+            others[name] = f"{type(module).__name__}, which holds the weights of several experts in one tensor"
+    return others
+
+
+def _refuse(others: dict[str, str], scheme_of: Callable[[str], Scheme | None]) -> None:
+    # A recipe that asks for a layer which we cannot prune must not quietly leave it dense.
+    for name, kind in others.items():
+        if scheme_of(name):
             parent, _, last = name.rpartition(".")
             wildcard = f"*.{last}" if parent else last
             raise UserError(

@@ -258,8 +258,9 @@ class _NMSparse(PreTrainedModel):
         replacements = _sparse_linears(model, sparsity)
         model.config.architectures = [type(model).__name__]
         model.__class__ = bound
-        model._become_sparse(NMSparseConfig(base_config=model.config, sparsity=sparsity), replacements)
-        return model
+        sparse: Any = model
+        sparse._become_sparse(NMSparseConfig(base_config=model.config, sparsity=sparsity), replacements)
+        return sparse
 
     def _become_sparse(self, config: NMSparseConfig, replacements: dict[str, NMSparseLinear] | None = None) -> None:
         for name, linear in (replacements or _sparse_linears(self, config.sparsity)).items():

@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("{repository}", trust_remote_code=True)
 ```
 
-Needs `torch` and `transformers` only. PyTorch computes the same numbers as the dense model would, masked: the speed is in ONNX
-Runtime.
+Needs `torch` and `transformers` only. PyTorch computes the same numbers as the dense model would, masked: the speed is
+in ONNX Runtime.
 {onnx}
 ## What was done
 
@@ -35,8 +35,8 @@ Runtime.
 | --- | --- | --- | --- | --- | --- |
 {schemes}
 
-`recipe.yaml` repeats it: `nm-export recipe.yaml`. `nm_export.json` names the versions, the base model's files and the text by hash,
-`measurements.json` holds what was measured. The method follows [arXiv 2509.22166](https://arxiv.org/abs/2509.22166).
+`recipe.yaml` repeats it: `nm-export recipe.yaml`. `nm_export.json` names the versions, and the base model's files and
+the text by hash; `measurements.json` holds what was measured. The method follows [arXiv 2509.22166](https://arxiv.org/abs/2509.22166).
 Sparse generation degrades more than perplexity suggests; measure it on your own task.
 """
 
