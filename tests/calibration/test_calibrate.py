@@ -1,0 +1,207 @@
+"""Calibration against plain numpy, over inputs that were captured from the dense model."""
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nm_export.calibration import calibrate
+from nm_export.calibration.scores import weight_norm_score
+from nm_export.calibration.statistics import InputStatistics, collecting
+from nm_export.errors import UserError
+from tests.tiny_models import sparse_model, token_ids
+
+SEQUENCES = token_ids(samples=6, length=10)
+
+
+def dense_inputs(model, sequences=SEQUENCES):
+    """float64 `[tokens, K]` that each pruned linear reads when nothing is pruned."""
+    inputs = {}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))
+        for name, module in model.nm_modules().items()
+    ]
+    with torch.no_grad(), model.dense():
+        model(sequences)
+    for hook in hooks:
+        hook.remove()
+    return {name: x.double().flatten(0, 1).numpy() for name, x in inputs.items()}
+
+
+def hooks_of(model):
+    return [hook for module in model.modules() for hook in (*module._forward_pre_hooks, *module._forward_hooks)]
+
+
+def lower_medians(x):
+    return np.sort(x, axis=-1)[:, (x.shape[-1] - 1) // 2]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
+def test_static_shifts(architecture):
+    for shift, statistic in (
+        ("static_channel", lambda x: x.mean(axis=0)),
+        ("static_scalar", lambda x: lower_medians(x).mean(keepdims=True)),
+    ):
+        model = sparse_model(architecture, pattern="8:16", shift=shift)
+        inputs = dense_inputs(model)
+        calibrate(model, SEQUENCES, batch_size=4)
+        for name, module in model.nm_modules().items():
+            expected = statistic(inputs[name])
+            np.testing.assert_allclose(module.nm_shift.numpy(), expected, rtol=1e-5, atol=1e-6)
+            weight = module.weight.detach().double().numpy()
+            shift_vector = np.broadcast_to(module.nm_shift.double().numpy(), weight.shape[1:])
+            np.testing.assert_allclose(module.nm_offset.numpy(), weight @ shift_vector, rtol=1e-6, atol=1e-7)
+
+
+def test_statistics_are_those_of_the_dense_model():
+    model = sparse_model(pattern="1:16", shift="static_channel")
+    expected = dense_inputs(model)["model.layers.1.mlp.down_proj"].mean(axis=0)
+    calibrate(model, SEQUENCES)
+    again = model.nm_modules()["model.layers.1.mlp.down_proj"].nm_shift.clone()
+    np.testing.assert_allclose(again.numpy(), expected, rtol=1e-5, atol=1e-6)
+    calibrate(model, SEQUENCES)  # now the shifts are in place, and must not matter
+    assert torch.equal(model.nm_modules()["model.layers.1.mlp.down_proj"].nm_shift, again)
+    assert all(module.enabled for module in model.nm_modules().values())
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
+def test_weight_norms_of_all_linears_that_share_an_input(exponent):
+    model = sparse_model(score="weight_norm", score_exponent=exponent)
+    calibrate(model)
+    modules = model.nm_modules()
+    for group in (
+        [f"model.layers.0.self_attn.{kind}_proj" for kind in "qkv"],
+        ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"],
+        ["model.layers.1.mlp.down_proj"],
+    ):
+        stacked = np.concatenate([modules[name].weight.detach().double().numpy() for name in group])
+        norms = np.sqrt((stacked**2).sum(axis=0)) ** exponent
+        for name in group:
+            np.testing.assert_allclose(modules[name].nm_score.numpy(), norms / norms.mean(), rtol=1e-6)
+
+
+def test_only_linears_of_one_scheme_share_a_score():
+    model = sparse_model(score="weight_norm", overrides=[{"modules": "*.v_proj", "pattern": "2:4"}])
+    calibrate(model)
+    modules = model.nm_modules()
+    q, k, v = (modules[f"model.layers.0.self_attn.{kind}_proj"] for kind in "qkv")
+    assert torch.equal(q.nm_score, k.nm_score)
+    assert not torch.allclose(q.nm_score, v.nm_score)
+    norms = v.weight.detach().double().square().sum(dim=0).sqrt()
+    torch.testing.assert_close(v.nm_score, (norms / norms.mean()).float())
+
+
+def test_a_dead_channel_keeps_a_positive_score():
+    weight = torch.randn(5, 8)
+    weight[:, 3] = 0
+    score = weight_norm_score([weight], 1.0)
+    assert score[3] == torch.finfo(torch.float32).tiny
+    assert (score > 0).all()
+
+
+def test_many_rows_are_summed_in_pieces():
+    weights = [torch.randn(3000, 4, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+    norms = torch.cat(weights).double().square().sum(0).sqrt()
+    torch.testing.assert_close(weight_norm_score(weights, 1.0), (norms / norms.mean()).float())
+
+
+@settings(max_examples=25, deadline=None)
+@given(batch_size=st.integers(1, 9), shift=st.sampled_from(["static_scalar", "static_channel"]))
+def test_batch_size_does_not_matter(batch_size, shift):
+    one, many = (sparse_model(shift=shift) for _ in range(2))
+    calibrate(one, SEQUENCES, batch_size=1)
+    calibrate(many, SEQUENCES, batch_size=batch_size)
+    for name, module in one.nm_modules().items():
+        other = many.nm_modules()[name]
+        torch.testing.assert_close(module.nm_shift, other.nm_shift, rtol=1e-5, atol=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 40), max_size=6).map(sorted),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    channels=st.integers(1, 9),
+)
+def test_statistics_do_not_depend_on_how_tokens_arrive(cuts, dtype, channels):
+    x = torch.randn(40, channels, generator=torch.Generator().manual_seed(channels)).to(dtype)
+    statistics = InputStatistics(channels, with_medians=True)
+    for begin, end in zip([0, *cuts], [*cuts, 40], strict=True):
+        statistics.update(x[begin:end].unsqueeze(0))
+    tokens = x.double().numpy()
+    assert statistics.tokens == 40
+    np.testing.assert_allclose(statistics.channel_mean.numpy(), tokens.mean(axis=0), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(statistics.mean_median.numpy(), [lower_medians(tokens).mean()], rtol=1e-6, atol=1e-7)
+
+
+def test_statistics_keep_no_activation():
+    statistics = InputStatistics(8, with_medians=True)
+    size = statistics.channel_sum.untyped_storage().nbytes()
+    seen = []
+    for _ in range(3):
+        x = torch.randn(2, 5, 8)
+        statistics.update(x)
+        seen.append(weakref.ref(x))
+        del x
+    assert [reference() for reference in seen] == [None] * 3
+    assert statistics.channel_sum.untyped_storage().nbytes() == size
+    assert statistics.median_sum.numel() == 1
+
+
+def test_hooks_are_gone_and_only_one_of_a_group_is_measured(monkeypatch):
+    model = sparse_model(shift="static_channel")
+    updates = []
+    update = InputStatistics.update
+    monkeypatch.setattr(InputStatistics, "update", lambda self, x: (updates.append(self), update(self, x))[1])
+    calibrate(model, SEQUENCES, batch_size=3)
+    assert len(updates) == 2 * 2 * 4  # batches x layers x inputs (attention, output, MLP, down)
+    assert not hooks_of(model)
+
+
+def test_hooks_are_gone_after_an_exception():
+    model = sparse_model(shift="static_channel")
+
+    def fail(*_):
+        raise RuntimeError("out of luck")
+
+    handle = model.model.layers[1].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        calibrate(model, SEQUENCES)
+    handle.remove()
+    assert not hooks_of(model)
+    assert all(module.enabled for module in model.nm_modules().values())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_no_numbers_are_named(value):
+    model = sparse_model(shift="static_scalar")
+    with torch.no_grad():
+        model.model.layers[1].input_layernorm.weight[0] = value
+    with pytest.raises(UserError, match=r"model\.layers\.1\.self_attn\.q_proj holds NaN or infinite"):
+        calibrate(model, SEQUENCES)
+    assert not hooks_of(model)
+
+
+def test_a_static_shift_needs_text():
+    with pytest.raises(UserError, match=r"q_proj has a static shift: calibration needs text"):
+        calibrate(sparse_model(shift="static_channel"))
+
+
+def test_no_forward_pass_without_a_static_shift():
+    model = sparse_model(score="weight_norm", shift="dynamic_mean")
+    model.model.forward = None  # calling it would fail
+    calibrate(model, SEQUENCES)
+    q = model.nm_modules()["model.layers.0.self_attn.q_proj"]
+    torch.testing.assert_close(q.nm_offset, q.weight.detach().double().sum(dim=1).float())
+
+
+def test_collecting_removes_its_hooks_when_it_fails():
+    linear = torch.nn.Linear(4, 4)
+    with (
+        pytest.raises(UserError, match=r"some\.name"),
+        collecting({"some.name": InputStatistics(4)}, {"some.name": linear}),
+    ):
+        linear(torch.full((1, 4), torch.nan))
+    assert not linear._forward_pre_hooks
