@@ -7,7 +7,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nm_export.errors import UserError
-from nm_export.loading import check_exported, load_exported, load_tokenizer
+from nm_export.loading import check_exported, load_exported
+from nm_export.tokenizer_files import load_tokenizer
 
 
 def generate(

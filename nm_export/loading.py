@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from nm_export.errors import UserError
-from nm_export.modeling import NMSparseConfig, NMSparseForCausalLM
+from nm_export.modeling import NMSparseForCausalLM
 from nm_export.recipe import Recipe, load_recipe
+from nm_export.tokenizer_files import load_tokenizer
 
 
 def load_exported(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase, Recipe]:
@@ -27,13 +28,6 @@ def load_exported(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase, Rec
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder} cannot be loaded ({reason}); write it again with nm-export.") from error
     return model, tokenizer, recipe
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of an exported folder; without the configuration, transformers would ask to run its code."""
-    config = NMSparseConfig.from_pretrained(folder, local_files_only=True)
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
-    return tokenizer
 
 
 def check_exported(folder: Path) -> None:

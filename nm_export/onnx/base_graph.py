@@ -19,6 +19,7 @@ from torch import nn
 
 from nm_export.errors import NMExportError, UserError
 from nm_export.onnx.extras import require
+from nm_export.tokenizer_files import load_tokenizer, save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -110,9 +111,8 @@ def build_base_graph(
         raise UserError(f"The model is on {model.device}; the ONNX export reads it from the CPU: model.to('cpu').")
     require("onnxruntime_genai", "genai")
     require("onnx_ir", "genai")
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_dir, local_files_only=True)
+    tokenizer = load_tokenizer(tokenizer_dir)
     directory = Path(directory)
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         # The builder looks for the tokenizer and the generation settings behind config._name_or_path.
@@ -126,7 +126,7 @@ def build_base_graph(
         builder.model_type = _GENAI_TYPES.get(name, name)
         builder.make_genai_config(config, {}, str(directory))
         tokenizer.model_max_length = builder.context_length  # "no limit" is 1e30, which genai's reader refuses
-        tokenizer.save_pretrained(directory)
+        save_tokenizer(tokenizer, directory)
     return BaseGraph(directory / "model.onnx", dict(builder.products))
 
 

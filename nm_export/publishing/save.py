@@ -1,15 +1,12 @@
 """Write a sparse model and its tokenizer as a folder that transformers reloads."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from nm_export.publishing.folder import replacing
-
-# How this machine happened to load the tokenizer; transformers writes it down as if it were a setting.
-_LOCAL_KEYS = ("is_local", "local_files_only", "name_or_path")
+from nm_export.tokenizer_files import save_tokenizer
 
 
 def save(
@@ -43,10 +40,5 @@ def save(
 def write_model(model: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path, max_shard_size: str) -> None:
     """Write weights, configurations, remote code and tokenizer into an existing folder."""
     model.save_pretrained(folder, max_shard_size=max_shard_size)
-    if tokenizer is None:
-        return
-    tokenizer.save_pretrained(folder)
-    config_file = folder / "tokenizer_config.json"
-    settings = json.loads(config_file.read_text(encoding="utf-8"))
-    settings = {key: value for key, value in settings.items() if key not in _LOCAL_KEYS}
-    config_file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, folder)
