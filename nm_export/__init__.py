@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nm_export.publishing.save import save
     from nm_export.recipe import CalibrationSection, Recipe, load_recipe
     from nm_export.sparsify import sparsify
-    from nm_export.verification.verify import verify
+    from nm_export.verification.forms import verify
 
 _HOMES = {
     "CalibrationSection": "recipe",
@@ -42,7 +42,7 @@ _HOMES = {
     "sparsify": "sparsify",
     "token_sequences": "calibration.text",
     "torch_logits": "evaluation",
-    "verify": "verification.verify",
+    "verify": "verification",
 }
 
 __all__ = [

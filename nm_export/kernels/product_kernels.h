@@ -46,9 +46,9 @@ struct ProductKernels {
   void (*add_rows[kWeightTypes])(const void* weight, size_t stride, const uint32_t* row, const float* value,
                                  size_t count, size_t columns, float* y);
 
-  // Packs `rows` rows of `columns` numbers, widened to float32, to tiles: [tile, kTileRows, tile_columns]. Rows and
-  // columns that lack are left as they are. Indexed by WeightType.
-  void (*pack_tiles[kWeightTypes])(const void* weight, size_t stride, size_t rows, size_t columns, float* tiles);
+  // Packs `rows` rows of `columns` numbers, widened to float32, to a tile [kTileRows, tile_columns]. Rows and columns
+  // that lack are left as they are. Indexed by WeightType.
+  void (*pack_tile[kWeightTypes])(const void* weight, size_t stride, size_t rows, size_t columns, float* tile);
 
   // Packs the channels of a token for TileInput, and returns its mask. channels <= kTileRows.
   uint64_t (*pack_channels)(const float* v, size_t channels, float* x);

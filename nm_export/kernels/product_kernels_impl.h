@@ -94,17 +94,17 @@ void add_rows(const void* weight, size_t stride, const uint32_t* row, const floa
 }
 
 template <class Lanes, class Stored>
-void pack_tiles(const void* weight, size_t stride, size_t rows, size_t columns, float* tiles) {
+void pack_tile(const void* weight, size_t stride, size_t rows, size_t columns, float* tile) {
   constexpr size_t kTileColumns = kTileVectors * Lanes::kWidth;
   const auto* row = static_cast<const Stored*>(weight);
-  for (size_t k = 0; k < rows; ++k, row += stride) {
-    float* target = tiles + k * kTileColumns;
-    for (size_t start = 0; start < columns; start += kTileColumns, target += kTileRows * kTileColumns) {
-      const size_t count = columns - start < kTileColumns ? columns - start : kTileColumns;
-      size_t c = 0;
-      for (; c + Lanes::kWidth <= count; c += Lanes::kWidth) Lanes::store(target + c, Lanes::load(row + start + c));
-      for (; c < count; ++c) target[c] = Lanes::one(row + start + c);
+  for (size_t k = 0; k < rows; ++k, row += stride, tile += kTileColumns) {
+    if (columns == kTileColumns) {
+      for (size_t c = 0; c < kTileColumns; c += Lanes::kWidth) Lanes::store(tile + c, Lanes::load(row + c));
+      continue;
     }
+    size_t c = 0;
+    for (; c + Lanes::kWidth <= columns; c += Lanes::kWidth) Lanes::store(tile + c, Lanes::load(row + c));
+    for (; c < columns; ++c) tile[c] = Lanes::one(row + c);
   }
 }
 
@@ -185,7 +185,7 @@ constexpr ProductKernels product_kernels() {
   return {kTileVectors * Lanes::kWidth,
           Lanes::compact,
           {add_rows<Lanes, float>, add_rows<Lanes, Float16>, add_rows<Lanes, BFloat16>},
-          {pack_tiles<Lanes, float>, pack_tiles<Lanes, Float16>, pack_tiles<Lanes, BFloat16>},
+          {pack_tile<Lanes, float>, pack_tile<Lanes, Float16>, pack_tile<Lanes, BFloat16>},
           pack_channels<Lanes>,
           add_tile<Lanes>};
 }

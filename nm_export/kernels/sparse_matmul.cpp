@@ -69,7 +69,7 @@ void SparseMatMul::run_tokens(size_t first_column, size_t columns, size_t first_
                               WorkerBuffers& buffers) const {
   const size_t tile_columns = kernels_.tile_columns;
   const size_t tiles = ceil_div(columns, tile_columns);
-  float* const packed = buffers.tiles.reserve(tiles * kTileRows * tile_columns);
+  float* const tile = buffers.tile.reserve(kTileRows * tile_columns);
   float* const x = buffers.channels.reserve(tokens * kTileRows);
   uint64_t* const masks = buffers.masks.reserve(tokens);
   float* const sums = buffers.sums.reserve(tiles * tokens * tile_columns);
@@ -82,15 +82,16 @@ void SparseMatMul::run_tokens(size_t first_column, size_t columns, size_t first_
     for (size_t t = 0; t < tokens; ++t) {
       masks[t] = kernels_.pack_channels(values + t * product_.channels + k, rows, x + t * kTileRows);
     }
-    kernels_.pack_tiles[static_cast<int>(product_.weight_type)](weight_at(k, first_column), product_.columns, rows,
-                                                                columns, packed);
     const size_t next_rows = std::min(kTileRows, product_.channels - k - rows);
     Prefetch next{weight_at(k + rows, first_column), product_.columns * size_of(product_.weight_type),
                   ceil_div(row_bytes, kCacheLine), next_rows, 0, 0};
     next.lines_per_token = ceil_div(next.row_lines * next_rows, tiles * tokens);
     for (size_t i = 0; i < tiles; ++i) {
-      kernels_.add_tile(packed + i * kTileRows * tile_columns, TileInput{x, masks, tokens},
-                        std::min(tile_columns, columns - i * tile_columns), sums + i * tokens * tile_columns, next);
+      const size_t column = i * tile_columns;
+      const size_t count = std::min(tile_columns, columns - column);
+      kernels_.pack_tile[static_cast<int>(product_.weight_type)](weight_at(k, first_column + column), product_.columns,
+                                                                 rows, count, tile);
+      kernels_.add_tile(tile, TileInput{x, masks, tokens}, count, sums + column * tokens, next);
     }
   }
 

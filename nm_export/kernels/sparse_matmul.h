@@ -29,7 +29,7 @@ struct CallBuffers {
   AlignedBuffer<float> values;
 };
 struct WorkerBuffers {
-  AlignedBuffer<float> tiles;
+  AlignedBuffer<float> tile;
   AlignedBuffer<float> channels;
   AlignedBuffer<uint64_t> masks;
   AlignedBuffer<float> sums;
