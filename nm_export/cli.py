@@ -212,7 +212,7 @@ def _print(result: object) -> None:
     from rich.console import Console
 
     if hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
-        Console().print(result, highlight=False)
+        Console().print(result, highlight=False, crop=False)  # code to copy may be wider than the window
     else:
         typer.echo(str(result))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.syntax import Syntax
 from rich.table import Table
+from rich.text import Text
 
 from nm_export.plan import Plan
 from nm_export.verification import VerificationReport
@@ -41,7 +41,7 @@ class Summary:
             facts.add_row(f"[bold]{label}[/bold]", value)
         yield facts
         yield "\n[bold]Load it[/bold]"
-        yield Syntax(self.snippets(), "python", background_color="default")
+        yield Text(self.snippets(), no_wrap=True, overflow="ignore")  # to be copied: a long path is not broken
 
     def snippets(self) -> str:
         """Python code that loads what was written, one way after the other."""
@@ -94,7 +94,8 @@ class Summary:
             yield "Verified", "no (verify.enabled is off)"
             return
         for backend, check in report.modules.items():
-            line = f"{check.modules} modules keep equal channels, outputs within {check.largest_error:.0e}"
+            outputs = f"outputs within {check.largest_error:.0e}" if check.largest_error else "equal outputs"
+            line = f"{check.modules} modules keep equal channels, {outputs}"
             if backend == "reloaded":
                 line += "; logits bit-equal"
             result = report.end_to_end.get(backend)

@@ -53,7 +53,9 @@ def perplexity(logits: Logits, sequences: Tensor, description: str = "Measuring 
     """
     total = 0.0
     for row in track(sequences, description, total=len(sequences)):
-        total += float(_nll(_log_probabilities(logits, row), row).sum(dtype=torch.float64))
+        # the last position predicts a token that is not there
+        predictions = logits(row.unsqueeze(0))[0, :-1].float()
+        total += float(F.cross_entropy(predictions, row[1:], reduction="none").sum(dtype=torch.float64))
     return math.exp(total / (sequences.numel() - len(sequences)))
 
 
@@ -89,7 +91,6 @@ def divergence(
 
 
 def _log_probabilities(logits: Logits, row: Tensor) -> Tensor:
-    # the last position predicts a token that is not there
     return logits(row.unsqueeze(0))[0, :-1].float().log_softmax(-1)
 
 
