@@ -185,7 +185,7 @@ Status* infer_shapes(const ort::CustomOp* op, ort::ShapeInferContext* context) {
     check(api.ShapeInferContext_SetOutputTypeShape(context, kValues, x));
     shape.sizes.back() = 1;
     shape.names.back() = "";
-    set_shape_of_output(api, context, kTokenShift, shape);
+    set_shape_of_output(api, context, kTokenShift, ort::kFloat, shape);
   });
 }
 

@@ -81,12 +81,13 @@ NamedShape shape_of_input(const Api& api, const ort::ShapeInferContext* context,
   return shape;
 }
 
-void set_shape_of_output(const Api& api, const ort::ShapeInferContext* context, size_t index, NamedShape shape) {
+void set_shape_of_output(const Api& api, const ort::ShapeInferContext* context, size_t index, ort::ElementType type,
+                         NamedShape shape) {
   ort::TensorTypeAndShapeInfo* info = nullptr;
   check(api.CreateTensorTypeAndShapeInfo(&info));
   const std::unique_ptr<ort::TensorTypeAndShapeInfo, void (*)(ort::TensorTypeAndShapeInfo*)> owner(
       info, api.ReleaseTensorTypeAndShapeInfo);
-  check(api.SetTensorElementType(info, ort::kFloat));
+  check(api.SetTensorElementType(info, type));
   check(api.SetDimensions(info, shape.sizes.data(), shape.sizes.size()));
   check(api.SetSymbolicDimensions(info, shape.names.data(), shape.names.size()));
   check(api.ShapeInferContext_SetOutputTypeShape(context, index, info));

@@ -72,8 +72,9 @@ struct NamedShape {
 
 NamedShape shape_of_input(const ort::Api& api, const ort::ShapeInferContext* context, size_t index);
 
-// Says that an output is of float32 and has this shape.
-void set_shape_of_output(const ort::Api& api, const ort::ShapeInferContext* context, size_t index, NamedShape shape);
+// Says which element type and shape an output has.
+void set_shape_of_output(const ort::Api& api, const ort::ShapeInferContext* context, size_t index, ort::ElementType type,
+                         NamedShape shape);
 
 // Buffers that are not in use now; as many are made as were ever in use at once.
 template <class Buffers>

@@ -21,15 +21,18 @@ namespace {
 struct Domain {
   ort::Api api;
   NMTopKOp nm_topk[3];
-  NMSparseMatMulOp nm_sparse_matmul[3];
+  NMSparseMatMulOp nm_sparse_matmul[5];
   ort::CustomOpDomain* handle = nullptr;
 
   explicit Domain(const ort::ApiTable* table)
       : api(ort::load_api(table)),
         nm_topk{make_nm_topk_op(&api, ort::kFloat), make_nm_topk_op(&api, ort::kFloat16),
                 make_nm_topk_op(&api, ort::kBFloat16)},
-        nm_sparse_matmul{make_nm_sparse_matmul_op(&api, ort::kFloat), make_nm_sparse_matmul_op(&api, ort::kFloat16),
-                         make_nm_sparse_matmul_op(&api, ort::kBFloat16)} {}
+        nm_sparse_matmul{make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kFloat),
+                         make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kFloat16),
+                         make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kBFloat16),
+                         make_nm_sparse_matmul_op(&api, ort::kFloat16, ort::kFloat16),
+                         make_nm_sparse_matmul_op(&api, ort::kBFloat16, ort::kBFloat16)} {}
   Domain(const Domain&) = delete;
   Domain& operator=(const Domain&) = delete;
 };

@@ -27,6 +27,8 @@ struct SparseProduct {
 struct CallBuffers {
   AlignedBuffer<uint32_t> positions;
   AlignedBuffer<float> values;
+  AlignedBuffer<float> widened_values;  // of 16-bit values and y
+  AlignedBuffer<float> widened_y;
 };
 struct WorkerBuffers {
   AlignedBuffer<float> tile;

@@ -21,9 +21,10 @@ enum Input : size_t { kValues, kWeight, kBias, kTokenShift, kOffset, kInputCount
 
 struct Kernel {
   const Api* api;
-  WeightType weight_type;
+  ort::ElementType value_type;
+  ort::ElementType weight_type;
   std::string node;  // for messages
-  const ProductKernels& products;
+  InstructionSet isa;
   BufferPool<CallBuffers> call_buffers;
   BufferPool<WorkerBuffers> worker_buffers;
 };
@@ -44,9 +45,8 @@ struct Job {
   }
 };
 
-void run(Kernel& kernel, const SparseProduct& product, ort::KernelContext* context) {
-  std::unique_ptr<CallBuffers> buffers = kernel.call_buffers.take();
-  const SparseMatMul matmul(kernel.products, product, *buffers);
+void run(Kernel& kernel, const SparseProduct& product, CallBuffers& buffers, ort::KernelContext* context) {
+  const SparseMatMul matmul(*kernel.isa.products, product, buffers);
   Job job{kernel, matmul};
   if (matmul.tasks() == 1) {
     job.run(0);
@@ -54,8 +54,18 @@ void run(Kernel& kernel, const SparseProduct& product, ort::KernelContext* conte
     const auto run_task = [](void* data, size_t task) { static_cast<Job*>(data)->run(task); };
     check(kernel.api->KernelContext_ParallelFor(context, run_task, matmul.tasks(), 0, &job));
   }
-  kernel.call_buffers.give_back(std::move(buffers));
   if (job.out_of_memory) throw std::bad_alloc();
+}
+
+WeightType weight_type_of(ort::ElementType type) {
+  switch (type) {
+    case ort::kFloat16:
+      return WeightType::kFloat16;
+    case ort::kBFloat16:
+      return WeightType::kBFloat16;
+    default:
+      return WeightType::kFloat32;
+  }
 }
 
 void compute(Kernel& kernel, ort::KernelContext* context) {
@@ -94,25 +104,29 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
   check(api.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
   if (product.tokens == 0 || product.columns == 0) return;
 
-  product.values = data_of<const float>(api, values);
   product.weight = data_of<const void>(api, weight);
   product.bias = bias;
   product.token_shift = data_of<const float>(api, token_shift);
   product.offset = offset;
-  product.y = data_of<float>(api, y);
-  product.weight_type = kernel.weight_type;
-  run(kernel, product, context);
-}
-
-WeightType weight_type_of(ort::ElementType type) {
-  switch (type) {
-    case ort::kFloat16:
-      return WeightType::kFloat16;
-    case ort::kBFloat16:
-      return WeightType::kBFloat16;
-    default:
-      return WeightType::kFloat32;
+  product.weight_type = weight_type_of(kernel.weight_type);
+  std::unique_ptr<CallBuffers> buffers = kernel.call_buffers.take();
+  if (kernel.value_type == ort::kFloat) {
+    product.values = data_of<const float>(api, values);
+    product.y = data_of<float>(api, y);
+    run(kernel, product, *buffers, context);
+  } else {
+    const RowKernels& rows = *kernel.isa.kernels;
+    const bool half = kernel.value_type == ort::kFloat16;
+    float* widened = buffers->widened_values.reserve(product.tokens * product.channels);
+    (half ? rows.widen_float16 : rows.widen_bfloat16)(data_of<const uint16_t>(api, values),
+                                                      product.tokens * product.channels, widened);
+    product.values = widened;
+    product.y = buffers->widened_y.reserve(product.tokens * product.columns);
+    run(kernel, product, *buffers, context);
+    (half ? rows.narrow_float16 : rows.narrow_bfloat16)(product.y, product.tokens * product.columns,
+                                                        data_of<uint16_t>(api, y));
   }
+  kernel.call_buffers.give_back(std::move(buffers));
 }
 
 Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::KernelInfo* info, void** kernel) {
@@ -122,7 +136,7 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
     const std::string node = node_name(api, info, kName);
     const InstructionSet isa = choose_instruction_set();
     if (isa.products == nullptr) fail(api, ort::kInvalidArgument, node + ": " + isa.error);
-    *kernel = new Kernel{self.api, weight_type_of(self.weight_type), node, *isa.products, {}, {}};
+    *kernel = new Kernel{self.api, self.value_type, self.weight_type, node, isa, {}, {}};
   });
 }
 
@@ -143,22 +157,26 @@ Status* infer_shapes(const ort::CustomOp* op, ort::ShapeInferContext* context) {
     if (!shape.is_known() || weight.sizes.size() != 2 || !weight.is_known()) return;
     shape.sizes.back() = weight.sizes.back();
     shape.names.back() = weight.names.back();
-    set_shape_of_output(api, context, 0, shape);
+    set_shape_of_output(api, context, 0, static_cast<const NMSparseMatMulOp*>(op)->value_type, shape);
   });
 }
 
 }  // namespace
 
-NMSparseMatMulOp make_nm_sparse_matmul_op(const Api* api, ort::ElementType weight_type) {
+NMSparseMatMulOp make_nm_sparse_matmul_op(const Api* api, ort::ElementType value_type,
+                                          ort::ElementType weight_type) {
   NMSparseMatMulOp op{};
   op.version = ort::kCustomOpVersion;
   op.GetName = [](const ort::CustomOp*) { return kName; };
   op.GetExecutionProviderType = [](const ort::CustomOp*) { return "CPUExecutionProvider"; };
   op.GetInputType = [](const ort::CustomOp* self, size_t index) {
-    return index == kWeight ? static_cast<const NMSparseMatMulOp*>(self)->weight_type : ort::kFloat;
+    const auto& typed = *static_cast<const NMSparseMatMulOp*>(self);
+    return index == kValues ? typed.value_type : index == kWeight ? typed.weight_type : ort::kFloat;
   };
   op.GetInputTypeCount = [](const ort::CustomOp*) -> size_t { return kInputCount; };
-  op.GetOutputType = [](const ort::CustomOp*, size_t) { return ort::kFloat; };
+  op.GetOutputType = [](const ort::CustomOp* self, size_t) {
+    return static_cast<const NMSparseMatMulOp*>(self)->value_type;
+  };
   op.GetOutputTypeCount = [](const ort::CustomOp*) -> size_t { return 1; };
   op.GetInputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kInputRequired; };
   op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kInputRequired; };
@@ -168,6 +186,7 @@ NMSparseMatMulOp make_nm_sparse_matmul_op(const Api* api, ort::ElementType weigh
   op.KernelDestroy = destroy_kernel;
   op.InferOutputShapeFn = infer_shapes;
   op.api = api;
+  op.value_type = value_type;
   op.weight_type = weight_type;
   return op;
 }

@@ -7,10 +7,12 @@ namespace nm_export {
 
 struct NMSparseMatMulOp : ort::CustomOp {
   const ort::Api* api;
+  ort::ElementType value_type;
   ort::ElementType weight_type;
 };
 
-// The operator for weights of one element type: kFloat, kFloat16 or kBFloat16. `api` outlives it.
-NMSparseMatMulOp make_nm_sparse_matmul_op(const ort::Api* api, ort::ElementType weight_type);
+// The operator for one pair of element types of kFloat, kFloat16 and kBFloat16. `api` outlives it.
+NMSparseMatMulOp make_nm_sparse_matmul_op(const ort::Api* api, ort::ElementType value_type,
+                                          ort::ElementType weight_type);
 
 }  // namespace nm_export

@@ -1,33 +1,59 @@
-"""Models of NMSparseMatMul alone and of ONNX Runtime's MatMul, for tests and for the benchmark."""
+"""One-node models of NMSparseMatMul and what is fed to them."""
 
-from pathlib import Path
-
+import ml_dtypes
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+import onnxruntime as ort
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from tests.kernels.sessions import DTYPES
 
 INPUTS = ["values", "weight", "bias", "token_shift", "offset"]
+TYPES = [(dtype, dtype) for dtype in DTYPES] + [("float32", "float16"), ("float32", "bfloat16")]
+"""Pairs of the dtypes of values and weight."""
 
 
-def sparse_matmul_model(weight_dtype: str = "float32", shape: list | None = None, name: str = "node") -> bytes:
-    """A model of one NMSparseMatMul that is fed all of its inputs. A bfloat16 weight enters as float32 through a Cast."""
-    _, element_type = DTYPES[weight_dtype]
+def sparse_matmul_model(
+    dtype: str = "float32", weight_dtype: str = "float32", name: str = "node", values_shape: list | None = None
+) -> bytes:
+    """A model of one NMSparseMatMul, fed all of its inputs. bfloat16, which NumPy lacks, passes through Casts."""
+    outside = dict.fromkeys([*INPUTS, "y"], TensorProto.FLOAT)
     node = helper.make_node("NMSparseMatMul", INPUTS, ["y"], name=name, domain="ai.nm_export")
-    nodes, outside = [node], element_type
-    if weight_dtype == "bfloat16":
-        outside = TensorProto.FLOAT
-        node.input[1] = "narrow_weight"
-        nodes = [helper.make_node("Cast", ["weight"], ["narrow_weight"], to=element_type), node]
-    inputs = [
-        helper.make_tensor_value_info(i, outside if i == "weight" else TensorProto.FLOAT, shape if i == "values" else None)
-        for i in INPUTS
-    ]
-    graph = helper.make_graph(nodes, "one_node", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
-    return make_model(graph).SerializeToString()
+    nodes = [node]
+    for i, (value, value_dtype) in enumerate([("values", dtype), ("weight", weight_dtype)]):
+        if value_dtype == "bfloat16":
+            node.input[i] = f"narrow_{value}"
+            nodes.insert(0, helper.make_node("Cast", [value], [f"narrow_{value}"], to=TensorProto.BFLOAT16))
+        else:
+            outside[value] = DTYPES[value_dtype][1]
+    if dtype == "bfloat16":
+        node.output[0] = "narrow_y"
+        nodes.append(helper.make_node("Cast", ["narrow_y"], ["y"], to=TensorProto.FLOAT))
+    else:
+        outside["y"] = DTYPES[dtype][1]
+    inputs = [helper.make_tensor_value_info(i, outside[i], values_shape if i == "values" else None) for i in INPUTS]
+    outputs = [helper.make_tensor_value_info("y", outside["y"], None)]
+    return make_model(helper.make_graph(nodes, "one_node", inputs, outputs)).SerializeToString()
 
 
-def make_model(graph) -> ModelProto:
+def make_model(graph: GraphProto) -> ModelProto:
     """The graph as a model that knows the domain."""
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.nm_export", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def feeds(values, weight, bias=None, token_shift=None, offset=None) -> dict[str, np.ndarray]:
+    """All inputs, in the dtypes that a session takes; zeros for those that are not given."""
+    O = weight.shape[1]  # noqa: E741
+    inputs = {
+        "values": values,
+        "weight": weight,
+        "bias": np.zeros(O, np.float32) if bias is None else bias,
+        "token_shift": np.zeros((*values.shape[:-1], 1), np.float32) if token_shift is None else token_shift,
+        "offset": np.zeros(O, np.float32) if offset is None else offset,
+    }
+    return {k: v.astype(np.float32) if v.dtype == ml_dtypes.bfloat16 else v for k, v in inputs.items()}
+
+
+def multiply(session: ort.InferenceSession, values: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """Y, of values' dtype."""
+    return session.run(None, feeds(values, *others))[0].astype(values.dtype)
