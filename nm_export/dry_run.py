@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from nm_export.plan import Plan, make_plan
 from nm_export.publishing.folder import check_target
-from nm_export.recipe import Recipe
+from nm_export.recipe import Recipe, Scheme
 from nm_export.sources import SourceUnavailableError, load_config_only
 
 
@@ -129,13 +129,21 @@ def _steps(
 
 
 def _table(plan: Plan) -> Table:
-    table = Table("modules", "inputs x outputs", "pattern", "score", "shift", "share of MACs", box=None)
+    table = Table(
+        "modules", "inputs x outputs", "pattern", "score", "shift", "variance", "phase", "share of MACs", box=None
+    )
     total = sum(linear.macs for linear in plan.linears)
     rows: dict[Any, list[int]] = {}
     for linear in plan.linears:
         kind = linear.name.rsplit(".", 1)[-1]
         rows.setdefault((kind, linear.in_features, linear.out_features, linear.scheme), []).append(linear.macs)
     for (kind, inputs, outputs, scheme), macs in rows.items():
-        how = (scheme.pattern, scheme.score, scheme.shift) if scheme else ("dense", "", "")
+        how = _words(scheme) if scheme else ("dense", "", "", "", "")
         table.add_row(f"{len(macs)} {kind}", f"{inputs} x {outputs}", *how, f"{sum(macs) / total:.1%}")
     return table
+
+
+def _words(scheme: Scheme) -> tuple[str, ...]:
+    score = scheme.score if scheme.score_exponent == 1 else f"{scheme.score}^{scheme.score_exponent:g}"
+    variance = "corrected" if scheme.variance_correction else "as it is"
+    return scheme.pattern, score, scheme.shift, variance, scheme.phase

@@ -139,10 +139,9 @@ def verify_folder(folder: str | Path) -> str:
 def _refuse_nan(model: torch.nn.Module, recipe: Recipe) -> None:
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
-            hint = "; load it with model.dtype: bfloat16 or float32" if recipe.model.dtype == "float16" else ""
-            raise UserError(
-                f"{recipe.model.source} holds NaN or infinite values in {name}; the checkpoint is damaged{hint}."
-            )
+            overflows = recipe.model.dtype == "float16"
+            hint = "set model.dtype to bfloat16 or float32" if overflows else "the checkpoint is damaged"
+            raise UserError(f"{recipe.model.source} holds NaN or infinite values in {name}; {hint}.")
 
 
 def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 
 
 class Stages:
@@ -23,7 +24,7 @@ class Stages:
     @contextmanager
     def stage(self, name: str, description: str) -> Iterator[None]:
         """Time the block as stage `name` and say `description` before and the duration after it."""
-        self._console.print(f"[bold]•[/bold] {description} …")
+        self._console.print(f"[bold]•[/bold] {escape(description)} …", soft_wrap=True)
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 2)

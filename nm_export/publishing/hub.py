@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from nm_export.errors import NMExportError, UserError
 
@@ -26,8 +26,10 @@ def resolve_repo_id(repo_id: str | None, default_name: str) -> str:
         raise UserError("--push-to-hub needs a Hugging Face token: run `hf auth login` or set HF_TOKEN.") from error
     except HfHubHTTPError as error:
         raise UserError(f"The Hugging Face Hub refuses the token ({_reason(error)}); run `hf auth login`.") from error
-    except (OSError, OfflineModeIsEnabled) as error:
-        raise UserError("--push-to-hub cannot reach the Hugging Face Hub; check the network.") from error
+    except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
+        raise UserError(
+            f"--push-to-hub cannot reach the Hugging Face Hub ({_reason(error)}); check the network."
+        ) from error
     name = repo_id or default_name
     return name if "/" in name else f"{user}/{name}"
 
@@ -48,7 +50,7 @@ def push(folder: Path, repo_id: str, *, private: bool, commit_message: str) -> s
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # as above
         raise NMExportError(
             f"The upload to {repo_id} failed ({_reason(error)}); {folder} is complete, run the command again."
         ) from error

@@ -1,0 +1,98 @@
+"""A dry run says what it would do and what it could not check, and touches nothing."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from transformers import MistralConfig
+
+from nm_export.dry_run import dry_run
+from nm_export.errors import UserError
+from nm_export.recipe import load_recipe
+from tests.conftest import MIXED
+from tests.pipeline.test_mistakes import Workplace
+from tests.tiny_folder import tiny_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def text_of(result):
+    console = Console(width=300, file=io.StringIO())
+    console.print(result)
+    return console.file.getvalue()
+
+
+def test_shapes_and_sizes(tiny_source, tmp_path):
+    result = dry_run(tiny_recipe(tiny_source, sparsity=MIXED), output_dir=tmp_path / "out")
+    rows = [" ".join(line.split()) for line in text_of(result).splitlines()]
+    share = 100 / (2 * (2 * 3 + 2 * 1 + 3 * 6))  # of a product of 48 x 16, in a model of two layers
+    for row in (
+        f"2 q_proj 48 x 48 8:16 weight_norm static_channel as it is both {6 * share:.1f}%",
+        f"2 k_proj 48 x 16 2:4 weight_norm dynamic_mean corrected both {2 * share:.1f}%",
+        f"2 v_proj 48 x 16 3:8 magnitude dynamic_median as it is both {2 * share:.1f}%",
+        f"1 o_proj 48 x 48 dense {3 * share:.1f}%",
+        f"1 down_proj 96 x 48 8:16 weight_norm^2 static_scalar as it is both {6 * share:.1f}%",
+        f"1 down_proj 96 x 48 8:16 weight_norm^2 static_scalar as it is prefill {6 * share:.1f}%",
+    ):
+        assert row in rows
+    assert "13 of 14 decoder linears are pruned" in text_of(result)
+    assert (result.dtype, result.unchecked) == ("float32", ())
+    assert not (tmp_path / "out").exists()
+
+
+def test_needs_the_configuration_only(tiny_source, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text((tiny_source / "config.json").read_text())
+    assert dry_run(tiny_recipe(tmp_path / "model")).parameters > 0
+
+
+def test_refuses_what_a_run_would_refuse(tiny_source, tmp_path):
+    with pytest.raises(UserError, match="M = 32"):
+        dry_run(tiny_recipe(tiny_source, sparsity={"pattern": "8:32"}), output_dir=tmp_path / "out")
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        dry_run(tiny_recipe(tiny_source), output_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_mistral_without_network(offline, tmp_path):
+    workplace = Workplace(tmp_path, tmp_path)
+    if not offline:
+        workplace.block_network()
+    (tmp_path / "recipe.yaml").write_text((RECIPES / "mistral_8of16.yaml").read_text())
+    before = os.listdir(tmp_path)  # noqa: PTH208
+    result = workplace.run("--dry-run", "--push-to-hub")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    words = " ".join(result.stdout.split())
+    for part in (
+        "load mistralai/Mistral-7B-v0.3",
+        "calibrate the matching linears at 8:16 on 128 x 2048 tokens of Salesforce/wikitext",
+        "measure dense and sparse perplexity on 32 x 2048 tokens of Salesforce/wikitext (test)",
+        "publish the folder as Mistral-7B-v0.3-8of16 (public) on the Hugging Face Hub",
+        "could not check",
+        "which modules the recipe matches, and whether M divides their inputs",
+        "whether you are logged in",
+    ):
+        assert part in words, result.stdout
+    assert sorted({*os.listdir(tmp_path)} - {"hf"}) == sorted(before)  # noqa: PTH208
+
+
+def test_mistral_as_the_recipe_means_it(tmp_path):
+    """With the published configuration in a folder, the shipped recipe resolves to the shares that it names."""
+    MistralConfig(
+        vocab_size=32768,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        dtype="bfloat16",
+    ).save_pretrained(tmp_path)
+    result = dry_run(load_recipe(RECIPES / "mistral_8of16.yaml", [f"model.source={tmp_path}"]))
+    assert (len(result.plan.pruned), len(result.plan.linears)) == (4 * 32, 7 * 32)
+    assert f"{result.plan.pruned_share:.0%}" == "58%"
+    assert result.dtype == "bfloat16"
+    assert result.parameters == pytest.approx(7.25e9, rel=0.01)
