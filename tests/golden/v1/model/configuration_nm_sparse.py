@@ -1,0 +1,103 @@
+"""Configuration of a language model with N:M activation sparsity.
+
+This file is published with every model; it needs torch and transformers only.
+"""
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+SPARSITY_VERSION = 1
+
+# Attributes that describe the wrapper; everything else that the base model's configuration knows is read from and
+# written to the base model's configuration.
+_OWN = frozenset({"base_config", "sparsity", "auto_map", "architectures", "model_type", "transformers_version"})
+# Private, but about the base model all the same: kept there only, so that switching the attention reaches its modules.
+_BASES = frozenset({"_attn_implementation_internal", "_experts_implementation_internal"})
+
+
+class NMSparseConfig(PreTrainedConfig):
+    """Configuration of a base model some of whose linears prune their inputs.
+
+    Args:
+        base_config: configuration of the base model, whole; a dict with its `model_type` or a `PreTrainedConfig`.
+        sparsity: what is pruned and how:
+
+            * `version`: 1;
+            * `schemes`: list of `pattern` ("8:16"), `score` (magnitude, weight_norm), `score_exponent`, `shift` (none,
+              dynamic_mean, dynamic_median, static_scalar, static_channel), `variance_correction`, `phase` (both,
+              prefill, decode) and `modules`, the exact names of the linears that follow the scheme;
+            * `input_groups`: lists of module names that read the same input, score it alike and so share one selection;
+            * `rewritten`: names of the base model's tensors that differ from the base model's.
+
+    Unknown attributes are the base model's: `config.hidden_size` reads and `config.use_cache = False` sets them there.
+    """
+
+    model_type = "nm_sparse"
+    sub_configs: ClassVar[dict[str, type]] = {"base_config": AutoConfig}
+
+    def __init__(
+        self,
+        base_config: PreTrainedConfig | dict[str, Any] | None = None,
+        sparsity: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(base_config, dict):
+            fields = dict(base_config)
+            if "model_type" not in fields:
+                raise ValueError("config.json: base_config has no model_type, so the base model's class is unknown.")
+            base_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+        elif base_config is None:  # transformers builds a default instance to find what differs from it
+            base_config = PreTrainedConfig()
+        self.base_config = base_config
+        self.sparsity = sparsity or {"version": SPARSITY_VERSION, "schemes": [], "input_groups": [], "rewritten": []}
+        if self.sparsity.get("version") != SPARSITY_VERSION:
+            raise ValueError(
+                f"config.json: sparsity.version is {self.sparsity.get('version')!r}; this code reads version "
+                f"{SPARSITY_VERSION}. Load the model with the remote code that was published beside it."
+            )
+        kwargs.pop("auto_map", None)
+        for field in ("dtype", "id2label", "label2id", "is_encoder_decoder", "problem_type"):
+            kwargs.setdefault(field, getattr(base_config, field, None))
+        for field in ("attn_implementation", "experts_implementation"):
+            kwargs.setdefault(field, getattr(base_config, f"_{field}_internal", None))
+        super().__init__(**kwargs)
+        self.auto_map = {
+            "AutoConfig": "configuration_nm_sparse.NMSparseConfig",
+            "AutoModel": "modeling_nm_sparse.NMSparseModel",
+            "AutoModelForCausalLM": "modeling_nm_sparse.NMSparseForCausalLM",
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for what the wrapper itself lacks. Private names are never the base model's: deepcopy and pickle
+        # probe for them before base_config exists.
+        if name == "base_config" or (name.startswith("_") and name not in _BASES):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.base_config, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        base = self.__dict__.get("base_config")
+        if name in _BASES:
+            setattr(self.base_config, name, value)
+            return
+        if base is None or name in _OWN or name.startswith("_"):
+            super().__setattr__(name, value)
+            return
+        shared = hasattr(PreTrainedConfig, name)
+        if shared:
+            super().__setattr__(name, value)
+        if hasattr(base, name):
+            setattr(base, name, value)
+        elif not shared:
+            super().__setattr__(name, value)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """Return the configuration that caches, heads and embeddings are built from: the base model's."""
+        return self.base_config.get_text_config(decoder=decoder, encoder=encoder)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Serialise to a dict that holds the base configuration whole and no path of the machine that wrote it."""
+        output = super().to_dict()
+        output["base_config"].pop("_name_or_path", None)
+        output.pop("_name_or_path", None)
+        return output

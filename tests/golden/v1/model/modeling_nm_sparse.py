@@ -1,0 +1,347 @@
+"""A language model whose linears keep N of every M input channels and repair what was dropped.
+
+This file is published with every model; it needs torch and transformers only. The arithmetic follows arXiv 2509.22166;
+its exact rules (ties, NaN, precision of statistics) are the specification that the ONNX operator
+`ai.nm_export::NMTopK` states a second and third time, as a function body and as a compiled kernel.
+"""
+
+import functools
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+
+from .configuration_nm_sparse import NMSparseConfig
+
+SHIFT_MODES = {"none": 0, "static_scalar": 0, "static_channel": 0, "dynamic_mean": 1, "dynamic_median": 2}
+PHASES = {"both": 0, "prefill": 1, "decode": 2}
+
+
+def keep_mask(scores: Tensor, n: int, m: int) -> Tensor:
+    """Choose the `n` best of every `m` neighbouring channels.
+
+    A NaN ranks above +inf, and of equal scores the lower channel wins: both are what a stable descending sort does.
+
+    Args:
+        scores: float32 `[..., K]`, not negative, `m` divides `K`.
+        n: channels kept of each group.
+        m: channels in a group.
+
+    Returns:
+        bool `[..., K]`.
+    """
+    groups = scores.reshape(*scores.shape[:-1], scores.shape[-1] // m, m)
+    best = groups.sort(dim=-1, descending=True, stable=True).indices[..., :n]
+    return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).reshape(scores.shape)
+
+
+def variance_ratio(z: Tensor, p: Tensor) -> Tensor:
+    """Return `sqrt(Var(z) / Var(p))` per token (VAR of arXiv 2509.22166), 1 where a variance is 0 or not finite.
+
+    Args:
+        z: float32 `[..., K]`, shifted input.
+        p: float32 `[..., K]`, what was kept of it.
+
+    Returns:
+        float32 `[..., 1]`, computed in float64 in two passes and rounded once.
+    """
+    var_z, var_p = _variance(z), _variance(p)
+    usable = var_z.isfinite() & var_p.isfinite() & (var_z > 0) & (var_p > 0)
+    # the inner where keeps the unused branch, and so its gradient, away from 0 / 0
+    ratio = torch.where(usable, var_z, 1.0) / torch.where(usable, var_p, 1.0)
+    return ratio.sqrt().float()
+
+
+def _variance(v: Tensor) -> Tensor:
+    v = v.double()
+    return (v - v.mean(dim=-1, keepdim=True)).square().mean(dim=-1, keepdim=True)
+
+
+def nm_topk(
+    x: Tensor,
+    score: Tensor | None,
+    shift: Tensor | None,
+    *,
+    n: int,
+    m: int,
+    shift_mode: int = 0,
+    variance_correction: bool = False,
+    phase: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Prune a linear's input: `values` and `token_shift` of the operator `ai.nm_export::NMTopK`.
+
+    Args:
+        x: `[..., K]`, float32, float16 or bfloat16. Tokens are treated one by one.
+        score: float32 `[K]`, positive importance of each channel; None means ones.
+        shift: float32 `[K]` or `[1]`, static shift; None means zeros; ignored when the shift is dynamic.
+        n: channels kept of each group.
+        m: channels in a group, a divisor of `K`.
+        shift_mode: 0 static, 1 the token's mean, 2 the token's lower median.
+        variance_correction: whether to scale what is kept to the variance of the whole.
+        phase: 0 prunes every call, 1 only calls with several tokens per sequence, 2 only calls with one.
+
+    Returns:
+        The corrected kept values `[..., K]` in the dtype of `x`; the dynamic shift, float32 `[..., 1]`, 0 when static.
+
+    Raises:
+        ValueError: `m` does not divide `K`.
+    """
+    channels = x.shape[-1]
+    if channels == 0 or channels % m:
+        raise ValueError(f"{n}:{m} sparsity needs a number of input channels that {m} divides, not {channels}.")
+    z = x.float()
+    token_shift = z.new_zeros(*z.shape[:-1], 1)
+    if shift_mode == SHIFT_MODES["dynamic_mean"]:
+        token_shift = (z.double().sum(dim=-1, keepdim=True) / channels).float()
+    elif shift_mode == SHIFT_MODES["dynamic_median"]:
+        token_shift = z.median(dim=-1, keepdim=True).values
+    if shift_mode:
+        z = z - token_shift
+    elif shift is not None:
+        z = z - shift
+
+    is_decode = x.dim() < 2 or x.shape[-2] == 1
+    if phase and is_decode != (phase == PHASES["decode"]):
+        return z.to(x.dtype), token_shift
+    with torch.no_grad():  # a choice has no gradient: the kept set is a constant of the backward pass
+        magnitude = z.abs()
+        keep = keep_mask(magnitude if score is None else magnitude * score, n, m)
+    values = torch.where(keep, z, 0.0)  # not z * keep: inf * 0 is NaN
+    if variance_correction:
+        values = variance_ratio(z, values) * values
+    return values.to(x.dtype), token_shift
+
+
+class NMSparseLinear(nn.Linear):
+    """A linear that prunes its input. It takes over the parameters of the linear it replaces, without a copy.
+
+    Buffers (float32 whatever the model's dtype, saved, None where the scheme needs none): `nm_score` `[K]`; `nm_shift`
+    `[K]` or `[1]`, static; `nm_offset` `[O]`: `W e` of a static shift, `W 1` of a dynamic one.
+
+    Attributes:
+        enabled: False computes the dense linear.
+    """
+
+    nm_score: Tensor | None
+    nm_shift: Tensor | None
+    nm_offset: Tensor | None
+    _buffer_names = ("nm_score", "nm_shift", "nm_offset")
+
+    def __init__(self, linear: nn.Linear, scheme: dict[str, Any], name: str = "linear") -> None:
+        """Replace `linear`; `scheme` is an entry of `NMSparseConfig.sparsity["schemes"]`, `name` is for messages.
+
+        Raises:
+            ValueError: the pattern is not 1 <= n <= m <= 64, or m does not divide the linear's inputs.
+        """
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.train(linear.training)
+        self.n, self.m = (int(part) for part in scheme["pattern"].split(":"))
+        if not 1 <= self.n <= self.m <= 64:
+            raise ValueError(f"{name}: pattern {scheme['pattern']} is not 1 <= n <= m <= 64.")
+        if self.in_features % self.m:
+            raise ValueError(f"{name}: {self.in_features} input channels cannot be split into groups of {self.m}.")
+        self.shift, self.phase = scheme["shift"], scheme["phase"]
+        self.variance_correction = bool(scheme["variance_correction"])
+        self.enabled = True
+
+        def buffer(size: int, fill: float) -> Tensor:
+            return torch.full((size,), fill, dtype=torch.float32, device=linear.weight.device)
+
+        static = {"static_scalar": 1, "static_channel": self.in_features}.get(self.shift)
+        self.register_buffer("nm_score", None if scheme["score"] == "magnitude" else buffer(self.in_features, 1.0))
+        self.register_buffer("nm_shift", None if static is None else buffer(static, 0.0))
+        self.register_buffer("nm_offset", None if self.shift == "none" else buffer(self.out_features, 0.0))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "NMSparseLinear":
+        # model.to(bfloat16) and model.half() move the sparsity parameters but leave them float32: rounded scores
+        # would keep other channels than every other backend
+        before = {name: getattr(self, name) for name in self._buffer_names}
+        super()._apply(fn, recurse)
+        for name, old in before.items():
+            new = getattr(self, name)
+            if new is not None and new.dtype != torch.float32:
+                setattr(self, name, old.to(new.device))
+        return self
+
+    def update_offset(self) -> None:
+        """Recompute `nm_offset` from the weight and the shift, in float64. Call it after changing either."""
+        if self.nm_offset is None:
+            return
+        e = torch.ones(1, device=self.weight.device) if self.nm_shift is None else self.nm_shift
+        with torch.no_grad():
+            self.nm_offset = (self.weight.double() @ e.double().expand(self.in_features)).float()
+
+    def prune(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the corrected kept values of `x` `[..., K]` and its dynamic shift `[..., 1]`; see `nm_topk`."""
+        return nm_topk(
+            x,
+            self.nm_score,
+            self.nm_shift,
+            n=self.n,
+            m=self.m,
+            shift_mode=SHIFT_MODES[self.shift],
+            variance_correction=self.variance_correction,
+            phase=PHASES[self.phase],
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., K]` to `[..., O]`: `values W^T + e W^T + b`, without a dense product."""
+        if not self.enabled:
+            return F.linear(x, self.weight, self.bias)
+        values, token_shift = self.prune(x)
+        y = F.linear(values, self.weight, self.bias)
+        if self.nm_offset is None:
+            return y
+        correction = token_shift * self.nm_offset if SHIFT_MODES[self.shift] else self.nm_offset
+        return (y.float() + correction).to(y.dtype)
+
+    def extra_repr(self) -> str:
+        """Describe the linear and its pattern in `print(model)`."""
+        return f"{super().extra_repr()}, {self.n}:{self.m}, shift={self.shift}, phase={self.phase}"
+
+
+class _NMSparse(PreTrainedModel):
+    """What the sparse model classes add to the base model's own class; see `NMSparseForCausalLM`."""
+
+    config_class = NMSparseConfig
+    _auto: Any  # AutoModel or AutoModelForCausalLM: finds the base model's class
+    _base_class: type[PreTrainedModel] | None = None  # set on bound classes
+
+    def __new__(cls, config: NMSparseConfig | None = None, *args: Any, **kwargs: Any) -> Any:
+        if cls._base_class is None and config is not None:
+            cls = cls.bound(type(config.base_config))
+        return object.__new__(cls)
+
+    @classmethod
+    def bound(cls, base_config_class: type) -> Any:
+        """Return the subclass of (this class, the base model's class) for a base configuration class.
+
+        It carries this class's own name, because `architectures` and `auto_map` look that name up in this file.
+
+        Raises:
+            ValueError: transformers has no such model class for that configuration.
+        """
+        base_class = cls._auto._model_mapping.get(base_config_class, None)
+        if base_class is None or isinstance(base_class, tuple):
+            raise ValueError(f"{base_config_class.__name__} has no {cls._auto.__name__} class in transformers.")
+        bind: Any = _bind
+        return bind(cls, base_class)
+
+    def __init__(self, config: NMSparseConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config.base_config, *args, **kwargs)
+        self._become_sparse(config)
+
+    @classmethod
+    def from_dense(cls, model: PreTrainedModel, sparsity: dict[str, Any]) -> Any:
+        """Turn a dense transformers model into a sparse one, in place and without copying a weight.
+
+        The new parameters are neutral (scores 1, shifts 0) until calibration fills them.
+
+        Args:
+            model: a transformers model of the kind that this class stands for.
+            sparsity: see `NMSparseConfig`.
+
+        Raises:
+            ValueError: a module of the scheme is missing, is no plain linear, or does not fit the pattern.
+        """
+        bound = cls.bound(type(model.config))
+        if type(model) is not bound._base_class:
+            raise ValueError(f"{type(model).__name__} is not {bound._base_class.__name__}, the class of its config.")
+        replacements = _sparse_linears(model, sparsity)
+        model.config.architectures = [type(model).__name__]
+        model.__class__ = bound
+        sparse: Any = model
+        sparse._become_sparse(NMSparseConfig(base_config=model.config, sparsity=sparsity), replacements)
+        return sparse
+
+    def _become_sparse(self, config: NMSparseConfig, replacements: dict[str, NMSparseLinear] | None = None) -> None:
+        for name, linear in (replacements or _sparse_linears(self, config.sparsity)).items():
+            self.set_submodule(name, linear)
+        self.config = config
+        # the base class has turned this class attribute into a set of its own by now
+        self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), *NMSparseLinear._buffer_names}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # bound classes are made at run time: pickle and deepcopy need a function that makes them again
+        unbound = next(c for c in type(self).__mro__ if c.__dict__.get("_auto") is not None)
+        return _rebuild, (unbound, type(self)._base_class), self.__dict__
+
+    def nm_modules(self) -> dict[str, NMSparseLinear]:
+        """Return the pruned linears by name."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, NMSparseLinear)}
+
+    def set_sparsity(self, enabled: bool) -> None:
+        """Switch pruning on or off; off computes the base model's own linears, bit for bit."""
+        for module in self.nm_modules().values():
+            module.enabled = enabled
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Compute densely within a `with` block."""
+        before = {module: module.enabled for module in self.nm_modules().values()}
+        self.set_sparsity(False)
+        try:
+            yield
+        finally:
+            for module, enabled in before.items():
+                module.enabled = enabled
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, with the two files of code that reload the model."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        here = Path(__file__).parent
+        for name in ("configuration_nm_sparse.py", "modeling_nm_sparse.py"):
+            target = Path(save_directory) / name
+            if target.exists() and target.samefile(here / name):
+                continue
+            shutil.copyfile(here / name, target)
+
+
+def _sparse_linears(model: nn.Module, sparsity: dict[str, Any]) -> dict[str, NMSparseLinear]:
+    # A headless model (AutoModel) holds the same modules without the prefix that the head's class puts before them.
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    modules = dict(model.named_modules())
+    replacements = {}
+    for scheme in sparsity["schemes"]:
+        for full_name in scheme["modules"]:
+            name = full_name if full_name in modules else full_name.removeprefix(prefix)
+            if not isinstance(modules.get(name), nn.Linear):
+                found = type(modules[name]).__name__ if name in modules else "no module"
+                raise ValueError(f"config.json: sparsity names {full_name} as a linear; the model has {found} there.")
+            replacements[name] = NMSparseLinear(modules[name], scheme, full_name)
+    return replacements
+
+
+@functools.cache
+def _bind(sparse_class: Any, base_class: Any) -> Any:
+    namespace = {"__module__": sparse_class.__module__, "__doc__": sparse_class.__doc__, "_base_class": base_class}
+    return type(sparse_class.__name__, (sparse_class, base_class), namespace)
+
+
+def _rebuild(sparse_class: Any, base_class: Any) -> Any:
+    cls = _bind(sparse_class, base_class)
+    return cls.__new__(cls)
+
+
+class NMSparseModel(_NMSparse):
+    """A decoder without a head whose linears prune their inputs; see `NMSparseForCausalLM`."""
+
+    _auto = AutoModel
+
+
+class NMSparseForCausalLM(_NMSparse, GenerationMixin):
+    """A causal language model of any architecture of transformers whose linears prune their inputs.
+
+    An instance is at the same time an instance of the base model's class (`isinstance(model, LlamaForCausalLM)`): its
+    module names and state-dict keys are the base model's plus `nm_*` buffers.
+    """
+
+    _auto = AutoModelForCausalLM
