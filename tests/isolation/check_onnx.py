@@ -44,7 +44,7 @@ def main(folder: str, library: str, expected_file: str | None = None) -> None:
         except Exception as error:
             sys.exit(f"onnxruntime {onnxruntime.__version__}, {name}: {error}")
         if expected is None:
-            expected, ids = actual[:, :1], ids
+            expected = actual[:, :1]
         error = float(np.abs(actual[:, : expected.shape[1]] - expected).max() / np.abs(expected).max())
         print(f"onnxruntime {onnxruntime.__version__}, {name}: logits differ by {error:.1e} of the largest")
         if not error <= 1e-4:
