@@ -12,50 +12,60 @@ namespace nm_export {
 enum class WeightType { kFloat32, kFloat16, kBFloat16 };
 constexpr int kWeightTypes = 3;
 
-// Rows of a tile of weights: one for every bit of a mask.
-constexpr size_t kTileRows = 64;
+// Channels are taken in blocks, one for every bit of a mask.
+constexpr size_t kBlockChannels = 64;
 
-// Channels of some tokens that meet the rows of one tile; `x` and `masks` are packed one token after the other.
-struct TileInput {
-  const float* x;         // [tokens, kTileRows]
+// Rows of a weight that a token adds, or that are needed next: their numbers, and what they are multiplied by.
+struct Rows {
+  const uint32_t* row;
+  const float* value;
+  size_t count;
+};
+
+// The channels of some tokens in one block, packed one token after the other.
+struct BlockInput {
+  const float* x;         // [tokens, kBlockChannels]
   const uint64_t* masks;  // bit k: channel k of the token is not zero
   size_t tokens;
 };
 
-// Bytes that are needed next, asked for a little at a time: `rows` rows of `row_lines` cache lines, `stride` bytes
-// apart.
+// Cache lines that are needed next, asked for a few at a time: `rows` rows of `row_lines` lines, `stride` bytes apart.
 struct Prefetch {
   const char* at;
   size_t stride;
   size_t row_lines;
   size_t rows;
-  size_t line;
-  size_t lines_per_token;
+  size_t line;  // of the row at `at`
+  size_t lines_per_step;
 };
 
+// So many rows are packed to a tile in about the time that a token takes for the tile: a step each.
+constexpr size_t kPackedRowsPerStep = 4;
+
 struct ProductKernels {
-  // Columns of a tile; its rows are packed one after the other.
+  // The channels of v that are not zero (a NaN is not), in ascending order: their numbers, counted from `first`, and
+  // what they hold. Both targets have room for `channels` <= kBlockChannels numbers. Returns them as a mask too.
+  uint64_t (*compact)(const float* v, size_t channels, size_t first, uint32_t* row, float* value);
+
+  // y[c] += sum over i of add.value[i] * W[add.row[i], c], for c < columns, while the rows `next` are prefetched;
+  // next.count <= kBlockChannels, next.value is not used. `weight` is at the first of these columns and a row has
+  // `stride` numbers. Indexed by WeightType.
+  void (*add_rows[kWeightTypes])(const void* weight, size_t stride, const Rows& add, const Rows& next, size_t columns,
+                                 float* y);
+
+  // A tile holds the weights of a block of channels in so many columns, as float32, one row after the other.
   size_t tile_columns;
 
-  // The channels of v that are not zero (a NaN is not), in ascending order, and what they hold. Returns their number.
-  // Both targets have room for `channels` numbers.
-  size_t (*compact)(const float* v, size_t channels, uint32_t* position, float* value);
+  // Packs `rows` rows of `columns` numbers to a tile. What the tile has more is left as it is. Indexed by WeightType.
+  void (*pack_tile[kWeightTypes])(const void* weight, size_t stride, size_t rows, size_t columns, float* tile,
+                                  Prefetch& next);
 
-  // y[c] += sum over i < count of value[i] * W[row[i], c], for c < columns. `weight` is at the first of these columns
-  // and a row has `stride` numbers. Indexed by WeightType.
-  void (*add_rows[kWeightTypes])(const void* weight, size_t stride, const uint32_t* row, const float* value,
-                                 size_t count, size_t columns, float* y);
-
-  // Packs `rows` rows of `columns` numbers, widened to float32, to a tile [kTileRows, tile_columns]. Rows and columns
-  // that lack are left as they are. Indexed by WeightType.
-  void (*pack_tile[kWeightTypes])(const void* weight, size_t stride, size_t rows, size_t columns, float* tile);
-
-  // Packs the channels of a token for TileInput, and returns its mask. channels <= kTileRows.
+  // Packs `channels` <= kBlockChannels channels of a token for BlockInput, and returns their mask.
   uint64_t (*pack_channels)(const float* v, size_t channels, float* x);
 
   // y[t, c] += sum over the bits k of masks[t] of x[t, k] * tile[k, c], for c < columns <= tile_columns; y has
   // tile_columns numbers a token, of which those beyond `columns` become arbitrary.
-  void (*add_tile)(const float* tile, const TileInput& input, size_t columns, float* y, Prefetch& next);
+  void (*add_tile)(const float* tile, const BlockInput& input, size_t columns, float* y, Prefetch& next);
 };
 
 extern const ProductKernels kPortableProducts;

@@ -1,8 +1,8 @@
 // The product kernels, written over a vector type `Lanes` that every instruction set defines.
 //
-// One token: kept rows are added to a long stretch of y, eight at a time, while the next eight are prefetched; memory
-// sees a few long streams. Many tokens: a tile of weights is packed so that it fits the first-level cache, and every
-// token walks the rows of its own kept channels with its sums in registers.
+// Few tokens: the rows of kept channels are added to a long stretch of y, eight at a time, while the next ones are
+// prefetched; memory sees some long streams. Many tokens: a tile of weights is packed so that it fits the first-level
+// cache, and every token walks the rows of its own kept channels there with its sums in registers.
 #pragma once
 
 #ifdef _MSC_VER
@@ -18,90 +18,99 @@ namespace {
 
 constexpr size_t kRowsAtOnce = 8;
 constexpr size_t kCacheLine = 64;
-constexpr int kTileVectors = 8;
+constexpr int kTileVectors = 8;  // as many sums as hide the latency of multiply-add, and few enough registers
 
 // The position of the lowest bit that is set. There is one.
-inline int lowest_bit(uint64_t mask) {
+inline size_t lowest_bit(uint64_t mask) {
 #ifdef _MSC_VER
   unsigned long position;
   _BitScanForward64(&position, mask);
-  return static_cast<int>(position);
+  return position;
 #else
-  return __builtin_ctzll(mask);
+  return static_cast<size_t>(__builtin_ctzll(mask));
 #endif
 }
 
 inline float widened(BFloat16 number) { return float_of(static_cast<uint32_t>(number.bits) << 16); }
 
 // Without a branch, which would be mispredicted for every second number.
-inline size_t compact_one_by_one(const float* v, size_t first, size_t channels, size_t count, uint32_t* position,
-                                 float* value) {
-  for (size_t i = first; i < channels; ++i) {
-    position[count] = static_cast<uint32_t>(i);
+inline uint64_t compact_one_by_one(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {
+  uint64_t mask = 0;
+  size_t count = 0;
+  for (size_t i = 0; i < channels; ++i) {
+    const bool kept = v[i] != 0;
+    row[count] = static_cast<uint32_t>(first + i);
     value[count] = v[i];
-    count += v[i] != 0 ? 1u : 0u;
+    count += kept ? 1u : 0u;
+    mask |= static_cast<uint64_t>(kept) << i;
   }
-  return count;
+  return mask;
 }
 
-template <class Lanes, class Stored>
-void add_one_row(const Stored* row, float value, size_t columns, float* y) {
-  const typename Lanes::Float factor = Lanes::broadcast(value);
-  size_t c = 0;
-  for (; c + Lanes::kWidth <= columns; c += Lanes::kWidth) {
-    Lanes::store(y + c, Lanes::fma(factor, Lanes::load(row + c), Lanes::load(y + c)));
-  }
-  for (; c < columns; ++c) y[c] += value * Lanes::one(row + c);
-}
-
-template <class Lanes, class Stored>
-void add_eight_rows(const Stored* const* row, const Stored* const* next, const float* value, size_t columns, float* y) {
-  typename Lanes::Float factor[kRowsAtOnce];
-  for (size_t i = 0; i < kRowsAtOnce; ++i) factor[i] = Lanes::broadcast(value[i]);
+// Adds kRows rows to y, and prefetches the same columns of the next rows.
+template <class Lanes, class Stored, size_t kRows>
+void add_group(const Stored* const* row, const float* value, const Stored* const* next, size_t next_count,
+               size_t columns, float* y) {
+  typename Lanes::Float factor[kRows];
+  for (size_t i = 0; i < kRows; ++i) factor[i] = Lanes::broadcast(value[i]);
   constexpr size_t kPerLine = kCacheLine / sizeof(Stored);
   size_t c = 0;
   for (; c + kPerLine <= columns; c += kPerLine) {
-    for (size_t i = 0; i < kRowsAtOnce; ++i) Lanes::prefetch(next[i] + c);
+    for (size_t i = 0; i < next_count; ++i) Lanes::prefetch(next[i] + c);
     for (size_t v = c; v < c + kPerLine; v += Lanes::kWidth) {
       typename Lanes::Float sum = Lanes::load(y + v);
-      for (size_t i = 0; i < kRowsAtOnce; ++i) sum = Lanes::fma(factor[i], Lanes::load(row[i] + v), sum);
+      for (size_t i = 0; i < kRows; ++i) sum = Lanes::fma(factor[i], Lanes::load(row[i] + v), sum);
       Lanes::store(y + v, sum);
     }
   }
   for (; c < columns; ++c) {
     float sum = y[c];
-    for (size_t i = 0; i < kRowsAtOnce; ++i) sum += value[i] * Lanes::one(row[i] + c);
+    for (size_t i = 0; i < kRows; ++i) sum += value[i] * Lanes::one(row[i] + c);
     y[c] = sum;
   }
 }
 
 template <class Lanes, class Stored>
-void add_rows(const void* weight, size_t stride, const uint32_t* row, const float* value, size_t count, size_t columns,
-              float* y) {
+void add_rows(const void* weight, size_t stride, const Rows& add, const Rows& next, size_t columns, float* y) {
+  using AddGroup = void (*)(const Stored* const*, const float*, const Stored* const*, size_t, size_t, float*);
+  constexpr AddGroup kAddGroups[kRowsAtOnce] = {
+      add_group<Lanes, Stored, 1>, add_group<Lanes, Stored, 2>, add_group<Lanes, Stored, 3>,
+      add_group<Lanes, Stored, 4>, add_group<Lanes, Stored, 5>, add_group<Lanes, Stored, 6>,
+      add_group<Lanes, Stored, 7>, add_group<Lanes, Stored, 8>};
   const auto* first = static_cast<const Stored*>(weight);
+  const size_t groups = (add.count + kRowsAtOnce - 1) / kRowsAtOnce;
   const Stored* rows[kRowsAtOnce];
-  const Stored* next[kRowsAtOnce];
-  size_t i = 0;
-  for (; i + kRowsAtOnce <= count; i += kRowsAtOnce) {
-    for (size_t r = 0; r < kRowsAtOnce; ++r) {
-      const size_t later = i + kRowsAtOnce + r;
-      rows[r] = first + row[i + r] * stride;
-      next[r] = later < count ? first + row[later] * stride : rows[r];
-    }
-    add_eight_rows<Lanes>(rows, next, value + i, columns, y);
+  const Stored* next_rows[kBlockChannels];
+  size_t fetched = 0;
+  for (size_t g = 0; g < groups; ++g) {
+    const size_t start = g * kRowsAtOnce;
+    const size_t count = add.count - start < kRowsAtOnce ? add.count - start : kRowsAtOnce;
+    for (size_t i = 0; i < count; ++i) rows[i] = first + add.row[start + i] * stride;
+    const size_t end = next.count * (g + 1) / groups;  // the prefetches are spread evenly
+    size_t next_count = 0;
+    while (fetched < end) next_rows[next_count++] = first + next.row[fetched++] * stride;
+    kAddGroups[count - 1](rows, add.value + start, next_rows, next_count, columns, y);
   }
-  for (; i < count; ++i) add_one_row<Lanes>(first + row[i] * stride, value[i], columns, y);
+}
+
+template <class Lanes>
+void prefetch_step(Prefetch& next) {
+  for (size_t i = 0; i < next.lines_per_step && next.rows > 0; ++i) {
+    Lanes::prefetch_far(next.at + next.line * kCacheLine);
+    if (++next.line == next.row_lines) {
+      next.line = 0;
+      next.at += next.stride;
+      --next.rows;
+    }
+  }
 }
 
 template <class Lanes, class Stored>
-void pack_tile(const void* weight, size_t stride, size_t rows, size_t columns, float* tile) {
+void pack_tile(const void* weight, size_t stride, size_t rows, size_t columns, float* tile, Prefetch& next) {
   constexpr size_t kTileColumns = kTileVectors * Lanes::kWidth;
   const auto* row = static_cast<const Stored*>(weight);
   for (size_t k = 0; k < rows; ++k, row += stride, tile += kTileColumns) {
-    if (columns == kTileColumns) {
-      for (size_t c = 0; c < kTileColumns; c += Lanes::kWidth) Lanes::store(tile + c, Lanes::load(row + c));
-      continue;
-    }
+    if (k % kPackedRowsPerStep == 0) prefetch_step<Lanes>(next);
     size_t c = 0;
     for (; c + Lanes::kWidth <= columns; c += Lanes::kWidth) Lanes::store(tile + c, Lanes::load(row + c));
     for (; c < columns; ++c) tile[c] = Lanes::one(row + c);
@@ -124,28 +133,17 @@ uint64_t pack_channels(const float* v, size_t channels, float* x) {
   return mask;
 }
 
-inline void prefetch_some(Prefetch& next, size_t lines, void (*fetch)(const void*)) {
-  for (; lines > 0 && next.rows > 0; --lines) {
-    fetch(next.at + next.line * kCacheLine);
-    if (++next.line == next.row_lines) {
-      next.line = 0;
-      next.at += next.stride;
-      --next.rows;
-    }
-  }
-}
-
 template <class Lanes, int kVectors>
-void add_tile_of(const float* tile, const TileInput& input, float* y, Prefetch& next) {
+void add_tile_of(const float* tile, const BlockInput& input, float* y, Prefetch& next) {
   using Float = typename Lanes::Float;
   constexpr size_t kTileColumns = kTileVectors * Lanes::kWidth;
   for (size_t t = 0; t < input.tokens; ++t, y += kTileColumns) {
-    prefetch_some(next, next.lines_per_token, Lanes::prefetch_far);
-    const float* x = input.x + t * kTileRows;
+    prefetch_step<Lanes>(next);
+    const float* x = input.x + t * kBlockChannels;
     Float sum[kVectors];
     for (int i = 0; i < kVectors; ++i) sum[i] = Lanes::broadcast(0.0f);
     for (uint64_t mask = input.masks[t]; mask != 0; mask &= mask - 1) {
-      const auto k = static_cast<size_t>(lowest_bit(mask));
+      const size_t k = lowest_bit(mask);
       const Float factor = Lanes::broadcast(x[k]);
       const float* row = tile + k * kTileColumns;
       for (int i = 0; i < kVectors; ++i) sum[i] = Lanes::fma(factor, Lanes::load(row + i * Lanes::kWidth), sum[i]);
@@ -158,33 +156,19 @@ void add_tile_of(const float* tile, const TileInput& input, float* y, Prefetch& 
 }
 
 template <class Lanes>
-void add_tile(const float* tile, const TileInput& input, size_t columns, float* y, Prefetch& next) {
-  static_assert(kTileVectors == 8, "one case for each number of vectors");
-  switch ((columns + Lanes::kWidth - 1) / Lanes::kWidth) {
-    case 1:
-      return add_tile_of<Lanes, 1>(tile, input, y, next);
-    case 2:
-      return add_tile_of<Lanes, 2>(tile, input, y, next);
-    case 3:
-      return add_tile_of<Lanes, 3>(tile, input, y, next);
-    case 4:
-      return add_tile_of<Lanes, 4>(tile, input, y, next);
-    case 5:
-      return add_tile_of<Lanes, 5>(tile, input, y, next);
-    case 6:
-      return add_tile_of<Lanes, 6>(tile, input, y, next);
-    case 7:
-      return add_tile_of<Lanes, 7>(tile, input, y, next);
-    default:
-      return add_tile_of<Lanes, 8>(tile, input, y, next);
-  }
+void add_tile(const float* tile, const BlockInput& input, size_t columns, float* y, Prefetch& next) {
+  using AddTile = void (*)(const float*, const BlockInput&, float*, Prefetch&);
+  constexpr AddTile kAddTiles[kTileVectors] = {add_tile_of<Lanes, 1>, add_tile_of<Lanes, 2>, add_tile_of<Lanes, 3>,
+                                               add_tile_of<Lanes, 4>, add_tile_of<Lanes, 5>, add_tile_of<Lanes, 6>,
+                                               add_tile_of<Lanes, 7>, add_tile_of<Lanes, 8>};
+  kAddTiles[(columns - 1) / Lanes::kWidth](tile, input, y, next);
 }
 
 template <class Lanes>
 constexpr ProductKernels product_kernels() {
-  return {kTileVectors * Lanes::kWidth,
-          Lanes::compact,
+  return {Lanes::compact,
           {add_rows<Lanes, float>, add_rows<Lanes, Float16>, add_rows<Lanes, BFloat16>},
+          kTileVectors * Lanes::kWidth,
           {pack_tile<Lanes, float>, pack_tile<Lanes, Float16>, pack_tile<Lanes, BFloat16>},
           pack_channels<Lanes>,
           add_tile<Lanes>};

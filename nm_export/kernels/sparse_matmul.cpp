@@ -1,42 +1,101 @@
 #include "sparse_matmul.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <bitset>
 
 namespace nm_export {
 namespace {
 
 constexpr size_t kCacheLine = 64;
 
+// Up to so many tokens add rows from memory; more of them share packed tiles. Measured at 4096 x 4096: the times are
+// equal at 8 tokens, for weights of 32 and of 16 bits.
+constexpr size_t kFewTokens = 8;
+
+// Columns of a task. A row should be read in pieces of half a page or more, or the memory does not deliver. By tiles, the
+// weights of a block of channels stay in the second-level cache, which the sums of a task's tokens pass through.
+constexpr size_t kRowColumns = 2048;
+constexpr size_t kTileTaskColumns = 1024;
+constexpr size_t kTileTaskTokens = 256;
+constexpr size_t kFewestTileTaskTokens = 32;
+
+// Columns of a task are a multiple of this, so that only the last ones of a row are not whole cache lines.
+constexpr size_t kColumnUnit = 64;
+
+// Products and sums of a task that are worth the start of another worker: some 10 microseconds.
+constexpr size_t kWorkOfTask = size_t{1} << 16;
+
 size_t size_of(WeightType type) { return type == WeightType::kFloat32 ? 4 : 2; }
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
-size_t tune(const char* name, size_t otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::strtoul(text, nullptr, 10);
-}
-
 }  // namespace
 
-SparseMatMul::SparseMatMul(const ProductKernels& kernels, const SparseProduct& product, CallBuffers& buffers)
-    : kernels_(kernels), product_(product) {
-  if (product.tokens == 1) {
-    const size_t wanted = tune("NM_COLUMNS", 1024);
-    column_tasks_ = std::max<size_t>(1, product.columns / wanted);
-    columns_per_task_ = ceil_div(ceil_div(product.columns, column_tasks_), 32) * 32;
-    tokens_per_task_ = 1;
-    uint32_t* positions = buffers.positions.reserve(product.channels);
-    float* values = buffers.values.reserve(product.channels);
-    kept_ = kernels.compact(product.values, product.channels, positions, values);
-    kept_positions_ = positions;
-    kept_values_ = values;
+SparseMatMul::SparseMatMul(const ProductKernels& kernels, const SparseProduct& product, size_t workers,
+                           CallBuffers& buffers)
+    : kernels_(kernels),
+      product_(product),
+      blocks_(ceil_div(product.channels, kBlockChannels)),
+      by_rows_(product.tokens <= kFewTokens) {
+  // Half of the channels are kept in the usual patterns.
+  const size_t work = product.tokens * ceil_div(product.channels, 2) * product.columns;
+  workers = std::max<size_t>(1, std::min(workers, work / kWorkOfTask));
+  if (by_rows_) {
+    cut_columns(workers, kRowColumns);
+    tokens_per_task_ = product.tokens;
+    list_rows(buffers);
   } else {
-    columns_per_task_ = tune("NM_PANEL", 512);
-    tokens_per_task_ = std::min(product.tokens, tune("NM_TOKENS", 256));
+    cut_columns(workers, kTileTaskColumns);
+    const size_t wanted = ceil_div(product.tokens, ceil_div(workers, column_tasks_));
+    tokens_per_task_ = std::min(kTileTaskTokens, std::max(kFewestTileTaskTokens, wanted));
   }
-  column_tasks_ = ceil_div(product.columns, columns_per_task_);
   token_tasks_ = ceil_div(product.tokens, tokens_per_task_);
+}
+
+// Into as many equal parts as keep all workers busy, of at most `widest` columns.
+void SparseMatMul::cut_columns(size_t workers, size_t widest) {
+  const size_t parts = ceil_div(ceil_div(product_.columns, widest), workers) * workers;
+  columns_per_task_ = ceil_div(ceil_div(product_.columns, parts), kColumnUnit) * kColumnUnit;
+  column_tasks_ = ceil_div(product_.columns, columns_per_task_);
+}
+
+void SparseMatMul::list_rows(CallBuffers& buffers) {
+  lists_per_block_ = product_.tokens == 1 ? 1 : product_.tokens + 1;
+  uint32_t* const rows = buffers.rows.reserve(lists_per_block_ * product_.channels);
+  float* const values = buffers.row_values.reserve(lists_per_block_ * product_.channels);
+  size_t* const ends = buffers.row_ends.reserve(lists_per_block_ * blocks_ + 1);
+  size_t count = 0;
+  size_t lists = 0;
+  ends[lists++] = 0;
+  for (size_t first = 0; first < product_.channels; first += kBlockChannels) {
+    const size_t channels = std::min(kBlockChannels, product_.channels - first);
+    uint64_t any = 0;
+    for (size_t t = 0; t < product_.tokens; ++t) {
+      const float* v = product_.values + t * product_.channels + first;
+      const uint64_t mask = kernels_.compact(v, channels, first, rows + count, values + count);
+      any |= mask;
+      count += std::bitset<kBlockChannels>(mask).count();
+      ends[lists++] = count;
+    }
+    if (product_.tokens == 1) continue;
+    for (size_t k = 0; k < channels; ++k) {
+      if (any >> k & 1u) rows[count++] = static_cast<uint32_t>(first + k);
+    }
+    ends[lists++] = count;
+  }
+  rows_ = rows;
+  row_values_ = values;
+  row_ends_ = ends;
+}
+
+Rows SparseMatMul::rows_of(size_t block, size_t token) const {
+  const size_t* ends = row_ends_ + block * lists_per_block_ + token;
+  return {rows_ + ends[0], row_values_ + ends[0], ends[1] - ends[0]};
+}
+
+Rows SparseMatMul::rows_of_any_token(size_t block) const {
+  if (block >= blocks_) return {nullptr, nullptr, 0};
+  return rows_of(block, lists_per_block_ - 1);
 }
 
 const char* SparseMatMul::weight_at(size_t channel, size_t column) const {
@@ -47,64 +106,76 @@ const char* SparseMatMul::weight_at(size_t channel, size_t column) const {
 void SparseMatMul::run(size_t task, WorkerBuffers& buffers) const {
   const size_t first_column = task % column_tasks_ * columns_per_task_;
   const size_t columns = std::min(columns_per_task_, product_.columns - first_column);
-  if (product_.tokens == 1) {
-    run_one_token(first_column, columns);
+  if (by_rows_) {
+    add_rows(first_column, columns);
   } else {
     const size_t first_token = task / column_tasks_ * tokens_per_task_;
-    run_tokens(first_column, columns, first_token, std::min(tokens_per_task_, product_.tokens - first_token), buffers);
+    add_tiles(first_column, columns, first_token, std::min(tokens_per_task_, product_.tokens - first_token), buffers);
   }
 }
 
-void SparseMatMul::run_one_token(size_t first_column, size_t columns) const {
-  float* y = product_.y + first_column;
+void SparseMatMul::add_rows(size_t first_column, size_t columns) const {
+  const auto add = kernels_.add_rows[static_cast<int>(product_.weight_type)];
   const float* bias = product_.bias + first_column;
   const float* offset = product_.offset + first_column;
-  const float shift = product_.token_shift[0];
-  for (size_t c = 0; c < columns; ++c) y[c] = bias[c] + shift * offset[c];
-  kernels_.add_rows[static_cast<int>(product_.weight_type)](weight_at(0, first_column), product_.columns,
-                                                            kept_positions_, kept_values_, kept_, columns, y);
+  const size_t tokens = product_.tokens;
+  float* const y = product_.y + first_column;
+  for (size_t t = 0; t < tokens; ++t) {
+    const float shift = product_.token_shift[t];
+    for (size_t c = 0; c < columns; ++c) y[t * product_.columns + c] = shift * offset[c] + bias[c];
+  }
+  for (size_t block = 0; block < blocks_; ++block) {
+    const Rows next = rows_of_any_token(block + 1);
+    for (size_t t = 0; t < tokens; ++t) {
+      const size_t start = next.count * t / tokens;
+      const Rows share{next.row + start, nullptr, next.count * (t + 1) / tokens - start};
+      add(weight_at(0, first_column), product_.columns, rows_of(block, t), share, columns, y + t * product_.columns);
+    }
+  }
 }
 
-void SparseMatMul::run_tokens(size_t first_column, size_t columns, size_t first_token, size_t tokens,
-                              WorkerBuffers& buffers) const {
+void SparseMatMul::add_tiles(size_t first_column, size_t columns, size_t first_token, size_t tokens,
+                             WorkerBuffers& buffers) const {
+  const auto pack = kernels_.pack_tile[static_cast<int>(product_.weight_type)];
   const size_t tile_columns = kernels_.tile_columns;
   const size_t tiles = ceil_div(columns, tile_columns);
-  float* const tile = buffers.tile.reserve(kTileRows * tile_columns);
-  float* const x = buffers.channels.reserve(tokens * kTileRows);
+  float* const tile = buffers.tile.reserve(kBlockChannels * tile_columns);
+  float* const x = buffers.channels.reserve(tokens * kBlockChannels);
   uint64_t* const masks = buffers.masks.reserve(tokens);
-  float* const sums = buffers.sums.reserve(tiles * tokens * tile_columns);
-  std::fill(sums, sums + tiles * tokens * tile_columns, 0.0f);
+  float* const sums = buffers.sums.reserve(tiles * tokens * tile_columns);  // [tile, token, column]
+  std::fill_n(sums, tiles * tokens * tile_columns, 0.0f);
 
-  const float* values = product_.values + first_token * product_.channels;
-  const size_t row_bytes = columns * size_of(product_.weight_type);
-  for (size_t k = 0; k < product_.channels; k += kTileRows) {
-    const size_t rows = std::min(kTileRows, product_.channels - k);
+  const float* const values = product_.values + first_token * product_.channels;
+  for (size_t k = 0; k < product_.channels; k += kBlockChannels) {
+    const size_t rows = std::min(kBlockChannels, product_.channels - k);
     for (size_t t = 0; t < tokens; ++t) {
-      masks[t] = kernels_.pack_channels(values + t * product_.channels + k, rows, x + t * kTileRows);
+      masks[t] = kernels_.pack_channels(values + t * product_.channels + k, rows, x + t * kBlockChannels);
     }
-    const size_t next_rows = std::min(kTileRows, product_.channels - k - rows);
-    Prefetch next{weight_at(k + rows, first_column), product_.columns * size_of(product_.weight_type),
-                  ceil_div(row_bytes, kCacheLine), next_rows, 0, 0};
-    next.lines_per_token = ceil_div(next.row_lines * next_rows, tiles * tokens);
+    // Meanwhile the next block comes to the second-level cache.
+    Prefetch next{};
+    next.at = weight_at(k + rows, first_column);
+    next.stride = product_.columns * size_of(product_.weight_type);
+    next.row_lines = ceil_div(columns * size_of(product_.weight_type), kCacheLine);
+    next.rows = std::min(kBlockChannels, product_.channels - k - rows);
+    next.lines_per_step =
+        ceil_div(next.row_lines * next.rows, tiles * (tokens + ceil_div(rows, kPackedRowsPerStep)));
     for (size_t i = 0; i < tiles; ++i) {
-      const size_t column = i * tile_columns;
-      const size_t count = std::min(tile_columns, columns - column);
-      kernels_.pack_tile[static_cast<int>(product_.weight_type)](weight_at(k, first_column + column), product_.columns,
-                                                                 rows, count, tile);
-      kernels_.add_tile(tile, TileInput{x, masks, tokens}, count, sums + column * tokens, next);
+      const size_t start = i * tile_columns;
+      const size_t count = std::min(tile_columns, columns - start);
+      pack(weight_at(k, first_column + start), product_.columns, rows, count, tile, next);
+      kernels_.add_tile(tile, BlockInput{x, masks, tokens}, count, sums + start * tokens, next);
     }
   }
 
   for (size_t t = 0; t < tokens; ++t) {
-    const size_t token = first_token + t;
-    const float shift = product_.token_shift[token];
-    for (size_t i = 0; i < tiles; ++i) {
-      const size_t column = first_column + i * tile_columns;
-      const float* sum = sums + (i * tokens + t) * tile_columns;
-      const size_t count = std::min(tile_columns, first_column + columns - column);
-      float* y = product_.y + token * product_.columns + column;
+    const float shift = product_.token_shift[first_token + t];
+    float* const y = product_.y + (first_token + t) * product_.columns;
+    for (size_t start = 0; start < columns; start += tile_columns) {
+      const float* sum = sums + start * tokens + t * tile_columns;
+      const size_t count = std::min(tile_columns, columns - start);
       for (size_t c = 0; c < count; ++c) {
-        y[c] = sum[c] + (product_.bias[column + c] + shift * product_.offset[column + c]);
+        const size_t column = first_column + start + c;
+        y[column] = sum[c] + (shift * product_.offset[column] + product_.bias[column]);
       }
     }
   }

@@ -9,26 +9,25 @@
 
 namespace nm_export {
 
-// y = values W + bias + token_shift * offset.
+// y = values W + token_shift * offset + bias.
 struct SparseProduct {
   const float* values;       // [tokens, channels]
-  const void* weight;        // [channels, columns], of `weight_type`
+  const void* weight;        // [channels, columns], of `weight_type`; needs no alignment beyond its type's
   const float* bias;         // [columns]
   const float* token_shift;  // [tokens]
   const float* offset;       // [columns]
   float* y;                  // [tokens, columns]
   size_t tokens;
-  size_t channels;
+  size_t channels;  // < 2^32
   size_t columns;
   WeightType weight_type;
 };
 
-// Buffers of one call, and of one worker of it; both are kept between calls.
+// Buffers of one call, and of one worker of it, kept between calls.
 struct CallBuffers {
-  AlignedBuffer<uint32_t> positions;
-  AlignedBuffer<float> values;
-  AlignedBuffer<float> widened_values;  // of 16-bit values and y
-  AlignedBuffer<float> widened_y;
+  AlignedBuffer<uint32_t> rows;
+  AlignedBuffer<float> row_values;
+  AlignedBuffer<size_t> row_ends;
 };
 struct WorkerBuffers {
   AlignedBuffer<float> tile;
@@ -37,12 +36,12 @@ struct WorkerBuffers {
   AlignedBuffer<float> sums;
 };
 
-// One call, split to tasks that are independent of each other.
+// One call, cut to tasks that are independent of each other.
 class SparseMatMul {
  public:
-  // `product` has at least one token, channel and column; its pointers and `buffers` outlive this object.
-  // Throws std::bad_alloc.
-  SparseMatMul(const ProductKernels& kernels, const SparseProduct& product, CallBuffers& buffers);
+  // `product` has at least one token, channel and column. Its pointers and `buffers` outlive this object. `workers` is
+  // how many tasks may run at once. Throws std::bad_alloc.
+  SparseMatMul(const ProductKernels& kernels, const SparseProduct& product, size_t workers, CallBuffers& buffers);
 
   size_t tasks() const { return column_tasks_ * token_tasks_; }
 
@@ -50,19 +49,28 @@ class SparseMatMul {
   void run(size_t task, WorkerBuffers& buffers) const;
 
  private:
-  void run_one_token(size_t first_column, size_t columns) const;
-  void run_tokens(size_t first_column, size_t columns, size_t first_token, size_t tokens, WorkerBuffers& buffers) const;
+  void cut_columns(size_t workers, size_t widest);
+  void list_rows(CallBuffers& buffers);
+  Rows rows_of(size_t block, size_t token) const;
+  Rows rows_of_any_token(size_t block) const;
+  void add_rows(size_t first_column, size_t columns) const;
+  void add_tiles(size_t first_column, size_t columns, size_t first_token, size_t tokens, WorkerBuffers& buffers) const;
   const char* weight_at(size_t channel, size_t column) const;
 
   const ProductKernels& kernels_;
   const SparseProduct product_;
-  size_t columns_per_task_;
-  size_t column_tasks_;
-  size_t tokens_per_task_;
-  size_t token_tasks_;
-  const uint32_t* kept_positions_ = nullptr;
-  const float* kept_values_ = nullptr;
-  size_t kept_ = 0;
+  const size_t blocks_;
+  const bool by_rows_;
+  size_t columns_per_task_ = 0;
+  size_t column_tasks_ = 0;
+  size_t tokens_per_task_ = 0;
+  size_t token_tasks_ = 0;
+
+  // For each block of channels the rows of every token, and then, if there are several, those of any of them.
+  const uint32_t* rows_ = nullptr;
+  const float* row_values_ = nullptr;
+  const size_t* row_ends_ = nullptr;
+  size_t lists_per_block_ = 0;
 };
 
 }  // namespace nm_export

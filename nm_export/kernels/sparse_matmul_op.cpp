@@ -1,9 +1,12 @@
 #include "sparse_matmul_op.h"
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <new>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "instruction_set.h"
@@ -19,13 +22,21 @@ using ort::Status;
 constexpr const char* kName = "NMSparseMatMul";
 enum Input : size_t { kValues, kWeight, kBias, kTokenShift, kOffset, kInputCount };
 
+// Of one call: those of the product, and float32 copies of 16-bit values and y.
+struct OpBuffers {
+  CallBuffers product;
+  AlignedBuffer<float> values;
+  AlignedBuffer<float> y;
+};
+
 struct Kernel {
   const Api* api;
   ort::ElementType value_type;
   ort::ElementType weight_type;
   std::string node;  // for messages
   InstructionSet isa;
-  BufferPool<CallBuffers> call_buffers;
+  size_t workers;
+  BufferPool<OpBuffers> op_buffers;
   BufferPool<WorkerBuffers> worker_buffers;
 };
 
@@ -46,7 +57,7 @@ struct Job {
 };
 
 void run(Kernel& kernel, const SparseProduct& product, CallBuffers& buffers, ort::KernelContext* context) {
-  const SparseMatMul matmul(*kernel.isa.products, product, buffers);
+  const SparseMatMul matmul(*kernel.isa.products, product, kernel.workers, buffers);
   Job job{kernel, matmul};
   if (matmul.tasks() == 1) {
     job.run(0);
@@ -109,24 +120,24 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
   product.token_shift = data_of<const float>(api, token_shift);
   product.offset = offset;
   product.weight_type = weight_type_of(kernel.weight_type);
-  std::unique_ptr<CallBuffers> buffers = kernel.call_buffers.take();
+  std::unique_ptr<OpBuffers> buffers = kernel.op_buffers.take();
   if (kernel.value_type == ort::kFloat) {
     product.values = data_of<const float>(api, values);
     product.y = data_of<float>(api, y);
-    run(kernel, product, *buffers, context);
+    run(kernel, product, buffers->product, context);
   } else {
     const RowKernels& rows = *kernel.isa.kernels;
     const bool half = kernel.value_type == ort::kFloat16;
-    float* widened = buffers->widened_values.reserve(product.tokens * product.channels);
+    float* widened = buffers->values.reserve(product.tokens * product.channels);
     (half ? rows.widen_float16 : rows.widen_bfloat16)(data_of<const uint16_t>(api, values),
                                                       product.tokens * product.channels, widened);
     product.values = widened;
-    product.y = buffers->widened_y.reserve(product.tokens * product.columns);
-    run(kernel, product, *buffers, context);
+    product.y = buffers->y.reserve(product.tokens * product.columns);
+    run(kernel, product, buffers->product, context);
     (half ? rows.narrow_float16 : rows.narrow_bfloat16)(product.y, product.tokens * product.columns,
                                                         data_of<uint16_t>(api, y));
   }
-  kernel.call_buffers.give_back(std::move(buffers));
+  kernel.op_buffers.give_back(std::move(buffers));
 }
 
 Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::KernelInfo* info, void** kernel) {
@@ -136,7 +147,9 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
     const std::string node = node_name(api, info, kName);
     const InstructionSet isa = choose_instruction_set();
     if (isa.products == nullptr) fail(api, ort::kInvalidArgument, node + ": " + isa.error);
-    *kernel = new Kernel{self.api, self.value_type, self.weight_type, node, isa, {}, {}};
+    // The size of ONNX Runtime's pool is not told; more tasks than it has threads cost little.
+    const size_t workers = std::max(1u, std::thread::hardware_concurrency());
+    *kernel = new Kernel{self.api, self.value_type, self.weight_type, node, isa, workers, {}, {}};
   });
 }
 

@@ -31,8 +31,8 @@ struct Avx2Products {
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
   static void prefetch_far(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
 
-  static size_t compact(const float* v, size_t channels, uint32_t* position, float* value) {
-    return compact_one_by_one(v, 0, channels, 0, position, value);
+  static uint64_t compact(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {
+    return compact_one_by_one(v, channels, first, row, value);
   }
 };
 

@@ -29,19 +29,22 @@ struct Avx512Products {
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
   static void prefetch_far(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
 
-  static size_t compact(const float* v, size_t channels, uint32_t* position, float* value) {
-    __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  static uint64_t compact(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    uint64_t mask = 0;
     size_t count = 0;
     size_t i = 0;
     for (; i + kWidth <= channels; i += kWidth) {
       const Float lanes = load(v + i);
-      const auto mask = static_cast<__mmask16>(nonzero(lanes));
-      _mm512_storeu_ps(value + count, _mm512_maskz_compress_ps(mask, lanes));
-      _mm512_storeu_si512(position + count, _mm512_maskz_compress_epi32(mask, lane));
-      count += static_cast<size_t>(_mm_popcnt_u32(mask));
-      lane = _mm512_add_epi32(lane, _mm512_set1_epi32(kWidth));
+      const auto kept = static_cast<__mmask16>(nonzero(lanes));
+      const __m512i number = _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int>(first + i)));
+      _mm512_storeu_ps(value + count, _mm512_maskz_compress_ps(kept, lanes));
+      _mm512_storeu_si512(row + count, _mm512_maskz_compress_epi32(kept, number));
+      count += static_cast<size_t>(_mm_popcnt_u32(kept));
+      mask |= static_cast<uint64_t>(kept) << i;
     }
-    return compact_one_by_one(v, i, channels, count, position, value);
+    if (i == channels) return mask;
+    return mask | compact_one_by_one(v + i, channels - i, first + i, row + count, value + count) << i;
   }
 };
 

@@ -46,8 +46,8 @@ struct PortableProducts {
   static void prefetch(const void*) {}
   static void prefetch_far(const void*) {}
 
-  static size_t compact(const float* v, size_t channels, uint32_t* position, float* value) {
-    return compact_one_by_one(v, 0, channels, 0, position, value);
+  static uint64_t compact(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {
+    return compact_one_by_one(v, channels, first, row, value);
   }
 };
 
