@@ -194,6 +194,8 @@ def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
             f"ONNX Runtime's attention takes heads of 16, 32, 48 ... channels, not heads of {head_size} channels."
         )
     rope = config.rope_parameters
+    if name == "Gemma3ForCausalLM" and "full_attention" not in rope:
+        raise UserError("A Gemma 3 model without a layer of full attention cannot be exported to ONNX.")
     for parameters in (rope,) if "rope_type" in rope else rope.values():
         if parameters["rope_type"] in ("dynamic", "longrope"):
             raise UserError(

@@ -14,8 +14,6 @@ def check_config(config: PreTrainedConfig, where: str, *, dequantized: bool = Fa
 
     `dequantized` says that the weights were turned into floats while loading (GGUF).
     """
-    if config.model_type == "nm_sparse":
-        raise UserError(f"{where} has N:M sparsity already; give the model that it was made from")
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None and not dequantized:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method

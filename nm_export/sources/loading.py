@@ -1,5 +1,6 @@
 """A model section -> the dense model, its tokenizer, and a record of where they came from."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,6 +99,9 @@ def _config(source: ModelSource, folder: Path, gguf_file: str | None) -> PreTrai
     where = source.describe()
     if not gguf_file and not (folder / "config.json").is_file():
         raise UserError(f"{where} has no config.json; it is no Hugging Face model")
+    if not gguf_file and re.search(r'"model_type":\s*"nm_sparse"', _text(folder / "config.json")):
+        # said before AutoConfig asks for permission to run the folder's code
+        raise UserError(f"{where} has N:M sparsity already; give the model that it was made from")
     options = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         config = AutoConfig.from_pretrained(
@@ -107,6 +111,10 @@ def _config(source: ModelSource, folder: Path, gguf_file: str | None) -> PreTrai
         raise UserError(f"the configuration of {where} cannot be read: {_reason(error)}") from error
     check_config(config, where, dequantized=gguf_file is not None)
     return config
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _weight_files(folder: Path, where: str) -> list[Path]:

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from nm_export import pipeline
 from nm_export.cli import app
+from nm_export.errors import UserError
 from tests.tiny_folder import tiny_recipe
 
 USER, OURS, INTERRUPTED = 2, 1, 130
@@ -362,3 +363,8 @@ def test_nobody_is_asked_anything(place):
     assert result.returncode == 0, result.stderr
     assert "Do you wish" not in result.stdout
     assert "Load it" in result.stdout
+
+
+def test_a_sparse_model_is_not_made_sparse_again(exported, tmp_path):
+    with pytest.raises(UserError, match="has N:M sparsity already"):
+        pipeline.run(tiny_recipe(exported), output_dir=tmp_path / "again")
