@@ -40,6 +40,9 @@ _RECORDED = (
     "onnxruntime-genai",
 )
 
+VERIFY_WINDOW = 64
+"""Tokens in a window of held-out text on which forms are compared end to end."""
+
 
 def run(
     recipe: Recipe,
@@ -159,11 +162,12 @@ def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any
 
 def _verify(folder: Path, model: Any, sequences: torch.Tensor, recipe: Recipe, with_onnx: bool) -> VerificationReport:
     settings = recipe.verify
-    windows = max(1, min(len(sequences), settings.num_tokens // sequences.shape[1]))
+    length = min(VERIFY_WINDOW, sequences.shape[1])
+    windows = sequences[:, : sequences.shape[1] // length * length].reshape(-1, length)
     return verify(
         folder,
         model,
-        sequences[:windows, : settings.num_tokens],
+        windows[: max(1, settings.num_tokens // length)],
         output_tolerance=settings.output_tolerance,
         divergence_factor=settings.divergence_factor,
         onnx=with_onnx,

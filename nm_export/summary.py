@@ -102,7 +102,7 @@ class Summary:
             if result and report.floor:
                 line += (
                     f"; KL {result.kl:.4f}, top-1 {result.top1_agreement:.1%} "
-                    f"(eager against sdpa: {report.floor.kl:.4f}, {report.floor.top1_agreement:.1%})"
+                    f"(rounding floor: {report.floor.kl:.4f}, {report.floor.top1_agreement:.1%})"
                 )
             yield f"Verified {backend}", line
 

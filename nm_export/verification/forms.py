@@ -1,7 +1,5 @@
 """Verification: modules exactly, the reloaded model bit for bit, ONNX Runtime within the model's own floor."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from nm_export.errors import NMExportError
 from nm_export.evaluation import Divergence, divergence, torch_logits
+from nm_export.verification.floor import rounding_floor
 from nm_export.verification.modules import ModuleRecord, capture_inputs, check_modules, record_modules
 from nm_export.verification.reload import reload_and_record
 from nm_export.verification.report import VerificationReport
@@ -38,9 +37,10 @@ def verify(
     Args:
         folder: published folder, with `onnx/model.onnx` if `onnx`.
         model: the calibrated `NMSparseForCausalLM`.
-        sequences: held-out token ids, int64 `[windows, length]`.
+        sequences: held-out token ids, int64 `[windows, length]`. Differences grow along a window, so that many short
+            ones measure them better than one long one.
         output_tolerance: largest difference of a module's outputs, relative to its largest output.
-        divergence_factor: how many times the model's own eager-against-sdpa divergence is accepted end to end.
+        divergence_factor: how many times the model's own rounding floor is accepted end to end.
         onnx: whether to check ONNX Runtime with the compiled kernel and with the function bodies.
 
     Raises:
@@ -77,7 +77,7 @@ def _verify_onnx(
     path = folder / "onnx" / "model.onnx"
     reference, prompt = torch_logits(model), sequences[:1, :MODULE_TOKENS]
     expected_tokens = _greedy(model, prompt)
-    report.floor = divergence(reference, {"eager": _eager(model)}, sequences, "Verifying, eager")["eager"]
+    report.floor = rounding_floor(model, sequences)
     for backend, library in _LIBRARY.items():
         both = [
             run_probe(path, library=library, inputs={name: x[:, start:].float().numpy() for name, x in inputs.items()})
@@ -124,24 +124,6 @@ def _distances(result: Divergence) -> dict[str, float]:
 def _logits(model: Any, ids: Tensor) -> Tensor:
     with torch.no_grad():
         return model(input_ids=ids.to(model.device), use_cache=False).logits.cpu()
-
-
-def _eager(model: Any) -> Any:
-    def logits(ids: Tensor) -> Tensor:
-        with _attention(model, "eager"):
-            return torch_logits(model)(ids)
-
-    return logits
-
-
-@contextmanager
-def _attention(model: Any, implementation: str) -> Iterator[None]:
-    before = model.config._attn_implementation
-    model.set_attn_implementation(implementation)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _greedy(model: Any, prompt: Tensor) -> Tensor:

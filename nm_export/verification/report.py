@@ -28,7 +28,7 @@ class VerificationReport:
     Attributes:
         modules: per-module checks.
         reloaded_logits_equal: whether the reloaded model's logits are bit-equal to the calibrated model's.
-        floor: the calibrated model with eager against sdpa attention: how far rounding alone leads it astray.
+        floor: the calibrated model against itself, rounded differently; see `rounding_floor`.
         end_to_end: each ONNX Runtime backend against the calibrated model.
         greedy_agreement: length of the common prefix of greedily generated tokens, of how many; reported, not judged.
     """
