@@ -80,7 +80,8 @@ InstructionSet find_instruction_set(const char* name) {
 #ifdef NM_EXPORT_X86_64
   if (std::strcmp(name, "avx2") == 0) {
     if (supports_avx2()) return {"avx2", &kAvx2Kernels, &kAvx2Products, nullptr};
-    return {"avx2", nullptr, nullptr, "NM_EXPORT_ISA is avx2, which this processor or its operating system does not support"};
+    return {"avx2", nullptr, nullptr,
+            "NM_EXPORT_ISA is avx2, which this processor or its operating system does not support"};
   }
   if (std::strcmp(name, "avx512") == 0) {
     if (supports_avx512()) return {"avx512", &kAvx512Kernels, &kAvx512Products, nullptr};

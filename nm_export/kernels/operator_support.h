@@ -57,7 +57,8 @@ T* data_of(const ort::Api& api, const ort::Value* value) {
   return static_cast<T*>(data);
 }
 
-// The data of an input that must have the shape [size], because, in words, `owner` = size `unit`: "x has K = 8 channels".
+// The data of an input that must have the shape [size], because, in words, `owner` = size `unit`: "x has K = 8
+// channels".
 const float* vector_input(const ort::Api& api, const ort::KernelContext* context, size_t index, const char* name,
                           int64_t size, const std::string& node, const char* owner, const char* unit);
 
@@ -73,8 +74,8 @@ struct NamedShape {
 NamedShape shape_of_input(const ort::Api& api, const ort::ShapeInferContext* context, size_t index);
 
 // Says which element type and shape an output has.
-void set_shape_of_output(const ort::Api& api, const ort::ShapeInferContext* context, size_t index, ort::ElementType type,
-                         NamedShape shape);
+void set_shape_of_output(const ort::Api& api, const ort::ShapeInferContext* context, size_t index,
+                         ort::ElementType type, NamedShape shape);
 
 // Buffers that are not in use now; as many are made as were ever in use at once.
 template <class Buffers>

@@ -18,7 +18,7 @@ namespace {
 
 constexpr size_t kRowsAtOnce = 8;
 constexpr size_t kCacheLine = 64;
-constexpr int kTileVectors = 8;  // as many sums as hide the latency of multiply-add, and few enough registers
+constexpr size_t kTileVectors = 8;  // as many sums as hide the latency of multiply-add, and few enough registers
 
 // The position of the lowest bit that is set. There is one.
 inline size_t lowest_bit(uint64_t mask) {
@@ -73,10 +73,10 @@ void add_group(const Stored* const* row, const float* value, const Stored* const
 template <class Lanes, class Stored>
 void add_rows(const void* weight, size_t stride, const Rows& add, const Rows& next, size_t columns, float* y) {
   using AddGroup = void (*)(const Stored* const*, const float*, const Stored* const*, size_t, size_t, float*);
-  constexpr AddGroup kAddGroups[kRowsAtOnce] = {
-      add_group<Lanes, Stored, 1>, add_group<Lanes, Stored, 2>, add_group<Lanes, Stored, 3>,
-      add_group<Lanes, Stored, 4>, add_group<Lanes, Stored, 5>, add_group<Lanes, Stored, 6>,
-      add_group<Lanes, Stored, 7>, add_group<Lanes, Stored, 8>};
+  constexpr AddGroup kAddGroups[kRowsAtOnce] = {add_group<Lanes, Stored, 1>, add_group<Lanes, Stored, 2>,
+                                                add_group<Lanes, Stored, 3>, add_group<Lanes, Stored, 4>,
+                                                add_group<Lanes, Stored, 5>, add_group<Lanes, Stored, 6>,
+                                                add_group<Lanes, Stored, 7>, add_group<Lanes, Stored, 8>};
   const auto* first = static_cast<const Stored*>(weight);
   const size_t groups = (add.count + kRowsAtOnce - 1) / kRowsAtOnce;
   const Stored* rows[kRowsAtOnce];
@@ -133,7 +133,7 @@ uint64_t pack_channels(const float* v, size_t channels, float* x) {
   return mask;
 }
 
-template <class Lanes, int kVectors>
+template <class Lanes, size_t kVectors>
 void add_tile_of(const float* tile, const BlockInput& input, float* y, Prefetch& next) {
   using Float = typename Lanes::Float;
   constexpr size_t kTileColumns = kTileVectors * Lanes::kWidth;
@@ -141,14 +141,14 @@ void add_tile_of(const float* tile, const BlockInput& input, float* y, Prefetch&
     prefetch_step<Lanes>(next);
     const float* x = input.x + t * kBlockChannels;
     Float sum[kVectors];
-    for (int i = 0; i < kVectors; ++i) sum[i] = Lanes::broadcast(0.0f);
+    for (size_t i = 0; i < kVectors; ++i) sum[i] = Lanes::broadcast(0.0f);
     for (uint64_t mask = input.masks[t]; mask != 0; mask &= mask - 1) {
       const size_t k = lowest_bit(mask);
       const Float factor = Lanes::broadcast(x[k]);
       const float* row = tile + k * kTileColumns;
-      for (int i = 0; i < kVectors; ++i) sum[i] = Lanes::fma(factor, Lanes::load(row + i * Lanes::kWidth), sum[i]);
+      for (size_t i = 0; i < kVectors; ++i) sum[i] = Lanes::fma(factor, Lanes::load(row + i * Lanes::kWidth), sum[i]);
     }
-    for (int i = 0; i < kVectors; ++i) {
+    for (size_t i = 0; i < kVectors; ++i) {
       float* target = y + i * Lanes::kWidth;
       Lanes::store(target, Lanes::add(Lanes::load(target), sum[i]));
     }

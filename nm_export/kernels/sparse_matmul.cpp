@@ -12,8 +12,8 @@ constexpr size_t kCacheLine = 64;
 // equal at 8 tokens, for weights of 32 and of 16 bits.
 constexpr size_t kFewTokens = 8;
 
-// Columns of a task. A row should be read in pieces of half a page or more, or the memory does not deliver. By tiles, the
-// weights of a block of channels stay in the second-level cache, which the sums of a task's tokens pass through.
+// Columns of a task. A row should be read in pieces of half a page or more, or the memory does not deliver. By tiles,
+// the weights of a block of channels stay in the second-level cache, which the sums of a task's tokens pass through.
 constexpr size_t kRowColumns = 2048;
 constexpr size_t kTileTaskColumns = 1024;
 constexpr size_t kTileTaskTokens = 256;
@@ -157,8 +157,7 @@ void SparseMatMul::add_tiles(size_t first_column, size_t columns, size_t first_t
     next.stride = product_.columns * size_of(product_.weight_type);
     next.row_lines = ceil_div(columns * size_of(product_.weight_type), kCacheLine);
     next.rows = std::min(kBlockChannels, product_.channels - k - rows);
-    next.lines_per_step =
-        ceil_div(next.row_lines * next.rows, tiles * (tokens + ceil_div(rows, kPackedRowsPerStep)));
+    next.lines_per_step = ceil_div(next.row_lines * next.rows, tiles * (tokens + ceil_div(rows, kPackedRowsPerStep)));
     for (size_t i = 0; i < tiles; ++i) {
       const size_t start = i * tile_columns;
       const size_t count = std::min(tile_columns, columns - start);

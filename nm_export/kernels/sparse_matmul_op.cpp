@@ -176,8 +176,7 @@ Status* infer_shapes(const ort::CustomOp* op, ort::ShapeInferContext* context) {
 
 }  // namespace
 
-NMSparseMatMulOp make_nm_sparse_matmul_op(const Api* api, ort::ElementType value_type,
-                                          ort::ElementType weight_type) {
+NMSparseMatMulOp make_nm_sparse_matmul_op(const Api* api, ort::ElementType value_type, ort::ElementType weight_type) {
   NMSparseMatMulOp op{};
   op.version = ort::kCustomOpVersion;
   op.GetName = [](const ort::CustomOp*) { return kName; };

@@ -1,9 +1,9 @@
 """Run the operator library on the ONNX Runtime of this interpreter, with NumPy and nothing else.
 
-Usage: python check_ort_version.py LIBRARY MODEL
+Usage: python check_ort_version.py LIBRARY MODEL PRODUCT
 
-MODEL is one NMTopK of 8:16 with dynamic mean and variance correction and K = 64: this interpreter has no package that
-could make it. Ends with an exception unless the result is right, or, before ONNX Runtime 1.17,
+MODEL is one NMTopK of 8:16 with dynamic mean and variance correction and K = 64, PRODUCT one NMSparseMatMul of a float16
+weight: this interpreter has no package that could make them. Ends with an exception unless the result is right, or, before ONNX Runtime 1.17,
 unless the library is refused in one sentence.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 
-def main(library: str, model: str) -> None:
+def main(library: str, model: str, product: str) -> None:
     options = ort.SessionOptions()
     if tuple(int(part) for part in ort.__version__.split(".")[:2]) < (1, 17):
         try:
@@ -41,6 +41,15 @@ def main(library: str, model: str) -> None:
         nu = np.sqrt(z.var(axis=-1, keepdims=True, dtype=np.float64) / p.var(axis=-1, keepdims=True, dtype=np.float64))
         np.testing.assert_allclose(values, nu.astype(np.float32) * p, rtol=3e-7)
     shapes = [output.shape for output in session.get_outputs()]
+    session = ort.InferenceSession(product, options, providers=["CPUExecutionProvider"])
+    for tokens in (0, 1, 20):
+        values = rng.standard_normal((tokens, 64)).astype(np.float32) * (rng.random((tokens, 64)) < 0.5)
+        weight = rng.standard_normal((64, 300)).astype(np.float16)
+        vectors = {"bias": (300,), "token_shift": (tokens, 1), "offset": (300,)}
+        inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in vectors.items()}
+        (y,) = session.run(None, {"values": values, "weight": weight, **inputs})
+        exact = values @ weight.astype(np.float32) + inputs["token_shift"] * inputs["offset"] + inputs["bias"]
+        np.testing.assert_allclose(y, exact, rtol=1e-4, atol=1e-4)
     print(f"onnxruntime {ort.__version__}: right, outputs inferred as {shapes}")
 
 

@@ -16,9 +16,11 @@ cd "$root"
 library=$("$python" -c "from nm_export.ops import ops_library_path; print(ops_library_path())")
 "$python" -c "
 import pathlib, sys
+from tests.kernels.matmul_sessions import sparse_matmul_model
 from tests.kernels.sessions import nm_topk_model
 model = nm_topk_model(shape=['batch', 'sequence', 64], n=8, m=16, shift_mode=1, variance_correction=1)
-pathlib.Path(sys.argv[1]).write_bytes(model)" "$folder/nm_topk.onnx"
+pathlib.Path(sys.argv[1]).write_bytes(model)
+pathlib.Path(sys.argv[2]).write_bytes(sparse_matmul_model('float32', 'float16'))" "$folder/nm_topk.onnx" "$folder/product.onnx"
 
 for version in $versions; do
   "$python" -m venv "$folder/$version"
@@ -27,5 +29,6 @@ for version in $versions; do
     *) set -- "onnxruntime==$version" "numpy<2" ;;
   esac
   "$folder/$version/bin/pip" install -q --disable-pip-version-check "$@"
-  "$folder/$version/bin/python" tests/kernels/check_ort_version.py "$library" "$folder/nm_topk.onnx"
+  "$folder/$version/bin/python" tests/kernels/check_ort_version.py "$library" \
+    "$folder/nm_topk.onnx" "$folder/product.onnx"
 done

@@ -1,4 +1,5 @@
-// AVX-512 F, BW and DQ: sixteen lanes, tiles of 64 x 128 weights, which fill two thirds of a first-level cache of 48 KiB.
+// AVX-512 F, BW and DQ: sixteen lanes, tiles of 64 x 128 weights: two thirds of a first-level cache of 48 KiB.
+// KiB.
 #include <immintrin.h>
 
 #include "product_kernels_impl.h"

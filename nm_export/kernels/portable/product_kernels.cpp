@@ -1,6 +1,5 @@
 // Plain C++ in loops of eight, which compilers turn into whatever vectors the target has by default.
 #include "product_kernels_impl.h"
-
 #include "widen_half.h"
 
 namespace nm_export {

@@ -1,6 +1,8 @@
 // Drives the sparse product without ONNX Runtime: every instruction set of this machine against float64 sums. Buffers
 // have their exact size, so that a sanitizer sees every step outside.
 
+#include "sparse_matmul.h"
+
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -10,7 +12,6 @@
 #include <vector>
 
 #include "instruction_set.h"
-#include "sparse_matmul.h"
 
 namespace {
 
@@ -51,8 +52,9 @@ void test_product(const InstructionSet& isa, std::mt19937& random) {
   std::vector<unsigned char> stored(weight.size() * size);
   for (size_t i = 0; i < weight.size(); ++i) store(weight[i], type, stored.data() + i * size);
 
-  const SparseProduct product{values.data(), stored.data(), bias.data(), token_shift.data(), offset.data(),
-                              y.data(),      tokens,        channels,    columns,            type};
+  const SparseProduct product{values.data(), stored.data(), bias.data(), token_shift.data(),
+                              offset.data(), y.data(),      tokens,      channels,
+                              columns,       type};
   CallBuffers call_buffers;
   WorkerBuffers worker_buffers;
   const SparseMatMul matmul(*isa.products, product, up_to(20), call_buffers);
