@@ -2,9 +2,9 @@
 
 Usage: python check_ort_version.py LIBRARY MODEL PRODUCT
 
-MODEL is one NMTopK of 8:16 with dynamic mean and variance correction and K = 64, PRODUCT one NMSparseMatMul of a float16
-weight: this interpreter has no package that could make them. Ends with an exception unless the result is right, or, before ONNX Runtime 1.17,
-unless the library is refused in one sentence.
+MODEL is one NMTopK of 8:16 with dynamic mean and variance correction and K = 64, PRODUCT one NMSparseMatMul of a
+float16 weight: this interpreter has no package that could make them. Ends with an exception unless the results are
+right, or, before ONNX Runtime 1.17, unless the library is refused in one sentence.
 """
 
 import sys
