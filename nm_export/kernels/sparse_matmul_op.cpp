@@ -29,6 +29,17 @@ struct OpBuffers {
   AlignedBuffer<float> y;
 };
 
+// Shared by all nodes of all sessions: buffers that were just used are in the caches. Never freed, like the domain.
+struct Pools {
+  BufferPool<OpBuffers> ops;
+  BufferPool<WorkerBuffers> workers;
+};
+
+Pools& pools() {
+  static auto& shared = *new Pools;
+  return shared;
+}
+
 struct Kernel {
   const Api* api;
   ort::ElementType value_type;
@@ -36,20 +47,17 @@ struct Kernel {
   std::string node;  // for messages
   InstructionSet isa;
   size_t workers;
-  BufferPool<OpBuffers> op_buffers;
-  BufferPool<WorkerBuffers> worker_buffers;
 };
 
 struct Job {
-  Kernel& kernel;
   const SparseMatMul& product;
   std::atomic<bool> out_of_memory{false};
 
   void run(size_t task) noexcept {
     try {
-      std::unique_ptr<WorkerBuffers> buffers = kernel.worker_buffers.take();
+      std::unique_ptr<WorkerBuffers> buffers = pools().workers.take();
       product.run(task, *buffers);
-      kernel.worker_buffers.give_back(std::move(buffers));
+      pools().workers.give_back(std::move(buffers));
     } catch (const std::bad_alloc&) {
       out_of_memory = true;
     }
@@ -58,7 +66,7 @@ struct Job {
 
 void run(Kernel& kernel, const SparseProduct& product, CallBuffers& buffers, ort::KernelContext* context) {
   const SparseMatMul matmul(*kernel.isa.products, product, kernel.workers, buffers);
-  Job job{kernel, matmul};
+  Job job{matmul};
   if (matmul.tasks() == 1) {
     job.run(0);
   } else {
@@ -120,7 +128,7 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
   product.token_shift = data_of<const float>(api, token_shift);
   product.offset = offset;
   product.weight_type = weight_type_of(kernel.weight_type);
-  std::unique_ptr<OpBuffers> buffers = kernel.op_buffers.take();
+  std::unique_ptr<OpBuffers> buffers = pools().ops.take();
   if (kernel.value_type == ort::kFloat) {
     product.values = data_of<const float>(api, values);
     product.y = data_of<float>(api, y);
@@ -137,7 +145,7 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
     (half ? rows.narrow_float16 : rows.narrow_bfloat16)(product.y, product.tokens * product.columns,
                                                         data_of<uint16_t>(api, y));
   }
-  kernel.op_buffers.give_back(std::move(buffers));
+  pools().ops.give_back(std::move(buffers));
 }
 
 Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::KernelInfo* info, void** kernel) {
@@ -149,7 +157,7 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
     if (isa.products == nullptr) fail(api, ort::kInvalidArgument, node + ": " + isa.error);
     // The size of ONNX Runtime's pool is not told; more tasks than it has threads cost little.
     const size_t workers = std::max(1u, std::thread::hardware_concurrency());
-    *kernel = new Kernel{self.api, self.value_type, self.weight_type, node, isa, workers, {}, {}};
+    *kernel = new Kernel{self.api, self.value_type, self.weight_type, node, isa, workers};
   });
 }
 
