@@ -156,6 +156,7 @@ def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any
         tokenizer_dir=folder,
         opset=recipe.onnx.opset,
         precision=recipe.onnx.precision,
+        kernel=recipe.onnx.kernel,
         metadata={"recipe_sha256": record["recipe_sha256"]},
     )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nm_export.onnx.base_graph import build_base_graph, check_base_graph
 from nm_export.onnx.checking import check_graph
-from nm_export.onnx.insert import insert_nm_topk, pruned_inputs
+from nm_export.onnx.insert import insert_operators, pruned_inputs
 
 if TYPE_CHECKING:
     from nm_export.modeling import NMSparseForCausalLM
@@ -44,6 +44,7 @@ def export_onnx(
     tokenizer_dir: str | Path,
     opset: int | None = None,
     precision: str = "fp32",
+    kernel: str = "auto",
     metadata: Mapping[str, str] | None = None,
 ) -> ExportResult:
     """Export a sparse model to `folder`/onnx, replacing what an earlier export left there.
@@ -57,6 +58,8 @@ def export_onnx(
         tokenizer_dir: folder that AutoTokenizer loads.
         opset: version of the standard operators; None and 22 are accepted.
         precision: of the weights in the graph; "fp32" only.
+        kernel: "fused" lets `NMSparseMatMul` multiply, which reads the weight rows of kept channels only; "topk" leaves
+            the products to MatMul; "auto" is "fused".
         metadata: entries for the graph's metadata, such as the recipe's hash. The versions of the packages that took
             part are added.
 
@@ -71,7 +74,8 @@ def export_onnx(
         made.mkdir()
         graph = build_base_graph(model, tokenizer_dir, made, opset=opset, precision=precision)
         difference = check_base_graph(graph, model)
-        insert_nm_topk(graph, inputs, {**_versions(), **(metadata or {})})
+        entries = {**_versions(), **(metadata or {})}
+        insert_operators(graph, inputs, entries, sparse_product=kernel != "topk")
         check_graph(graph.path)
         size = sum(path.stat().st_size for path in made.glob("model.onnx*"))
         if target.exists():

@@ -2,9 +2,11 @@
 
     x ── MatMul(W) ── y          becomes          x ── NMTopK ── values ── MatMul(W) ── Add(W e + b) ── y
 
+    x ── MatMul(W) ── y          or               x ── NMTopK ── values ── NMSparseMatMul(W, W e + b) ── y
+
 Linears that read the same input and score it alike share one `NMTopK`. A static shift becomes part of the bias; a
-dynamic one is `Add(Mul(token_shift, W 1))`. Weights are neither read nor rewritten: new constants are appended to the
-data file.
+dynamic one is `Add(Mul(token_shift, W 1))`, or an input of `NMSparseMatMul`. Weights are neither read nor rewritten:
+new constants are appended to the data file.
 """
 
 import json
@@ -20,6 +22,7 @@ from nm_export.modeling.modeling_nm_sparse import PHASES, SHIFT_MODES, NMSparseL
 from nm_export.onnx.base_graph import BaseGraph, Product
 from nm_export.onnx.functions import DOMAIN, DOMAIN_VERSION, NM_TOPK, nm_topk_function
 from nm_export.onnx.session import data_path
+from nm_export.onnx.sparse_matmul_function import NM_SPARSE_MATMUL, nm_sparse_matmul_function
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
@@ -101,13 +104,16 @@ def _prunes_alike(a: PrunedInput, b: PrunedInput) -> bool:
     return a.attributes == b.attributes and same(a.score, b.score) and same(a.shift, b.shift)
 
 
-def insert_nm_topk(graph: BaseGraph, inputs: Iterable[PrunedInput], metadata: Mapping[str, str]) -> None:
+def insert_operators(
+    graph: BaseGraph, inputs: Iterable[PrunedInput], metadata: Mapping[str, str], *, sparse_product: bool
+) -> None:
     """Rewrite `graph.path` in place so that the products of `inputs` read pruned values; append constants to its data.
 
     Args:
         graph: a dense graph.
         inputs: what to prune; see `pruned_inputs`.
         metadata: entries for the model's `metadata_props`.
+        sparse_product: whether `NMSparseMatMul` computes the products, or MatMul on the pruned values.
 
     Raises:
         NMExportError: the graph has no product for a module, or products of one input read different values.
@@ -116,8 +122,10 @@ def insert_nm_topk(graph: BaseGraph, inputs: Iterable[PrunedInput], metadata: Ma
 
     model = onnx.load(graph.path, load_external_data=False)
     with data_path(graph.path).open("ab") as data:
-        _Insertion(model, data).run(graph.products, inputs)
+        _Insertion(model, data, sparse_product).run(graph.products, inputs)
     model.functions.append(nm_topk_function())
+    if sparse_product:
+        model.functions.append(nm_sparse_matmul_function())
     model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
     onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, **metadata})
     onnx.save(model, graph.path)
@@ -126,15 +134,17 @@ def insert_nm_topk(graph: BaseGraph, inputs: Iterable[PrunedInput], metadata: Ma
 class _Insertion:
     """The state of one rewriting: the nodes by name, the values' types, the file that takes the constants."""
 
-    def __init__(self, model: "ModelProto", data: Any) -> None:
+    def __init__(self, model: "ModelProto", data: Any, sparse_product: bool) -> None:
         self.graph = model.graph
         self.data = data
+        self.sparse_product = sparse_product
         self.nodes = {node.name: node for node in model.graph.node}
         self.types = {v.name: v.type for v in (*model.graph.value_info, *model.graph.output)}
         self.outputs = {v.name for v in model.graph.output}
         self.initializers = {t.name for t in model.graph.initializer}
         self.before: dict[str, list[NodeProto]] = {}  # nodes to put in front of a node, by its name
         self.after: dict[str, list[NodeProto]] = {}
+        self.merged: set[str] = set()  # nodes whose work another node does now
 
     def run(self, products: Mapping[str, tuple[Product, ...]], inputs: Iterable[PrunedInput]) -> None:
         for pruned in inputs:
@@ -144,7 +154,8 @@ class _Insertion:
             self.prune({name: products[name] for name in pruned.modules}, pruned)
         ordered = []
         for node in self.graph.node:
-            ordered += [*self.before.get(node.name, ()), node, *self.after.get(node.name, ())]
+            if node.name not in self.merged:
+                ordered += [*self.before.get(node.name, ()), node, *self.after.get(node.name, ())]
         ordered = [type(node).FromString(node.SerializeToString()) for node in ordered]
         del self.graph.node[:]
         self.graph.node.extend(ordered)
@@ -177,12 +188,44 @@ class _Insertion:
                 matmul = self.nodes[part.node]
                 matmul.input[0] = topk.output[0]
                 offset = pruned.offsets.get(module)
-                dynamic = pruned.attributes["shift_mode"] > 0
                 if offset is not None:
-                    self.add_offset(matmul, offset[part.start : part.stop], topk.output[1] if dynamic else None)
+                    offset = offset[part.start : part.stop]
+                dynamic = pruned.attributes["shift_mode"] > 0
+                if self.sparse_product:
+                    self.make_sparse(matmul, part.stop - part.start, offset, topk.output[1], dynamic)
+                elif offset is not None:
+                    self.add_offset(matmul, offset, topk.output[1] if dynamic else None)
                 results.setdefault(module, []).append(self.result(matmul))
         entry = topk.metadata_props.add()
         entry.key, entry.value = MODULES_KEY, json.dumps(results)
+
+    def make_sparse(
+        self, matmul: "NodeProto", outputs: int, offset: np.ndarray | None, token_shift: str, dynamic: bool
+    ) -> None:
+        """Turn a product, and the bias that is added to it, into one `NMSparseMatMul`."""
+        path = matmul.name.removesuffix("/MatMul")[1:].replace("/", ".")
+        bias = None
+        add = self.bias_add(matmul)
+        if add is not None:
+            bias = self.take(add.input[1])
+            self.merged.add(add.name)
+            matmul.output[0] = add.output[0]
+        if offset is not None and not dynamic:
+            bias = offset if bias is None else bias + offset
+        names = [
+            self.vector(f"/{path}", "sparse_bias", bias, 0.0, outputs),
+            token_shift,
+            self.vector(f"/{path}", "offset", offset if dynamic else None, 0.0, outputs),
+        ]
+        matmul.op_type, matmul.domain = NM_SPARSE_MATMUL, DOMAIN
+        matmul.input.extend(names)
+
+    def take(self, name: str) -> np.ndarray:
+        """The values of an initializer that nothing needs any more."""
+        tensor = next(t for t in self.graph.initializer if t.name == name)
+        values = self.read(tensor)
+        self.graph.initializer.remove(tensor)
+        return values
 
     def add_offset(self, matmul: "NodeProto", offset: np.ndarray, token_shift: str | None) -> None:
         """Add `offset` `[O]` to the product, times the token's shift if that is dynamic, else merged with a bias."""
@@ -192,10 +235,8 @@ class _Insertion:
         constant = f"{path[1:].replace('/', '.')}.offset"
         bias = self.bias_add(matmul)
         if token_shift is None and bias is not None:
-            old = next(t for t in self.graph.initializer if t.name == bias.input[1])
-            self.add_initializer(f"{constant}_and_bias", self.read(old) + offset)
+            self.add_initializer(f"{constant}_and_bias", self.take(bias.input[1]) + offset)
             bias.input[1] = f"{constant}_and_bias"
-            self.graph.initializer.remove(old)
             return
         self.add_initializer(constant, offset)
         added = constant
@@ -224,6 +265,8 @@ class _Insertion:
 
     def result(self, matmul: "NodeProto") -> str:
         """Name of the value that holds the linear's output: after the offset and the bias."""
+        if self.sparse_product:
+            return matmul.output[0]
         last = self.bias_add(matmul) or self.nodes.get(f"{matmul.name.removesuffix('/MatMul')}/offset/Add") or matmul
         return last.output[0]
 

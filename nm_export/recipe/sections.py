@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 Score = Literal["magnitude", "weight_norm"]
 Shift = Literal["none", "dynamic_mean", "dynamic_median", "static_scalar", "static_channel"]
 Phase = Literal["both", "prefill", "decode"]
+Kernel = Literal["auto", "fused", "topk"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 MAX_GROUP = 64
@@ -222,8 +223,12 @@ class OnnxSection(Section):
     enabled: bool = True
     """Write `onnx/model.onnx` beside the PyTorch model."""
 
-    opset: Annotated[int, Field(ge=21, le=26)] = 22
+    opset: Annotated[int, Field(ge=22, le=22)] = 22
     """Version of the standard ONNX operators."""
+
+    kernel: Kernel = "auto"
+    """What multiplies pruned inputs: `fused`, an operator that reads the weight rows of kept channels only; `topk`, the
+    runtime's own dense product after pruning; `auto` takes what measured faster, `fused` at present."""
 
     precision: Literal["fp32"] = "fp32"
     """Type of the weights and activations in the graph."""

@@ -24,7 +24,10 @@ def test_folder_is_complete_and_portable(publish):
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert metadata["recipe_sha256"] == "0" * 64
     assert metadata["version.onnxruntime"]
-    assert [(f.domain, f.name) for f in model.functions] == [("ai.nm_export", "NMTopK")]
+    assert [(f.domain, f.name) for f in model.functions] == [
+        ("ai.nm_export", "NMTopK"),
+        ("ai.nm_export", "NMSparseMatMul"),
+    ]
 
 
 def test_generation_settings_reach_genai(tokenizer_dir, tmp_path):

@@ -10,14 +10,14 @@ import torch
 from nm_export.errors import NMExportError
 from nm_export.onnx.base_graph import build_base_graph
 from nm_export.onnx.checking import check_graph
-from nm_export.onnx.insert import MODULES_KEY, insert_nm_topk, pruned_inputs
+from nm_export.onnx.insert import MODULES_KEY, insert_operators, pruned_inputs
 from nm_export.onnx.session import create_session, empty_cache
 from tests.onnx.tiny import METHODS, sparse, tokens
 
 
-def exported(model, tokenizer_dir, folder):
+def exported(model, tokenizer_dir, folder, *, sparse_product=False):
     graph = build_base_graph(model, tokenizer_dir, folder)
-    insert_nm_topk(graph, pruned_inputs(model), {"recipe_sha256": "abc"})
+    insert_operators(graph, pruned_inputs(model), {"recipe_sha256": "abc"}, sparse_product=sparse_product)
     check_graph(graph.path)
     return graph.path
 
@@ -44,11 +44,26 @@ def largest_difference(path, model, **session):
     return np.abs(np.concatenate([logits, more], 1) - expected).max() / np.abs(expected).max()
 
 
+@pytest.mark.parametrize("sparse_product", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["llama", "biases everywhere", "qwen2", "qwen3", "phi3", "gemma3", "mistral"])
-def test_graph_computes_what_torch_computes(name, method, tokenizer_dir, tmp_path):
+def test_graph_computes_what_torch_computes(name, method, sparse_product, tokenizer_dir, tmp_path):
     model = sparse(name, **METHODS[method])
-    assert largest_difference(exported(model, tokenizer_dir, tmp_path), model) < 1e-5
+    path = exported(model, tokenizer_dir, tmp_path, sparse_product=sparse_product)
+    assert largest_difference(path, model) < 1e-5
+
+
+def test_a_sparse_product_takes_bias_and_offset_in(tokenizer_dir, tmp_path):
+    model = sparse("biases everywhere", **METHODS["static_channel"])
+    _, nodes, constants = load(exported(model, tokenizer_dir, tmp_path, sparse_product=True))
+    name = "model.layers.1.self_attn.k_proj"
+    product = next(node for node in nodes.values() if node.op_type == "NMSparseMatMul" and "1/attn/k_proj" in node.name)
+    module = model.nm_modules()[name]
+    expected = (module.bias + module.nm_offset).detach().numpy()
+    np.testing.assert_allclose(constants[product.input[2]], expected, atol=1e-6)
+    assert not constants[product.input[4]].any()
+    assert not any("layers.1" in other and other.endswith("k_proj/Add") for other in nodes)
+    assert all(reader != "MatMul" for reader in {n.op_type for n in nodes.values() if "layers" in n.name})
 
 
 def test_an_input_is_pruned_once_for_all_that_read_it(tokenizer_dir, tmp_path):
@@ -119,7 +134,7 @@ def test_weights_are_not_rewritten(tokenizer_dir, tmp_path):
     model = sparse(pattern="2:4", shift="static_channel")
     graph = build_base_graph(model, tokenizer_dir, tmp_path)
     before = (tmp_path / "model.onnx.data").read_bytes()
-    insert_nm_topk(graph, pruned_inputs(model), {})
+    insert_operators(graph, pruned_inputs(model), {}, sparse_product=False)
     assert (tmp_path / "model.onnx.data").read_bytes().startswith(before)
 
 
