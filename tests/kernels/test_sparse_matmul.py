@@ -152,7 +152,7 @@ def test_one_session_in_many_threads():
 def test_weights_need_no_alignment(offset, tokens):
     """Where external data begins decides how a weight is aligned."""
     rng = np.random.default_rng(4)
-    memory = np.zeros(80 * 333 * 4 + 64, np.uint8)
+    memory = np.zeros(80 * 333 * 4 + 128, np.uint8)
     start = -memory.ctypes.data % 64 + offset
     weight = memory[start : start + 80 * 333 * 4].view(np.float32).reshape(80, 333)
     weight[:] = rng.standard_normal((80, 333))
