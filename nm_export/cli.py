@@ -189,6 +189,34 @@ def generate(
 
 
 @app.command()
+def bench(
+    folder: Folder,
+    prompt: Annotated[
+        list[int] | None, typer.Option(min=1, help="Length of prompt in tokens; may be repeated.")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens made after each prompt.")] = 24,
+    repeats: Annotated[int, typer.Option(min=1, help="Alternating runs; the median counts.")] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Time an exported model against its dense twin, in ONNX Runtime and onnxruntime-genai.
+
+    [bold]Example[/bold]
+
+      nm-export bench output/smollm2-135m-8of16 --prompt 64 --prompt 512
+    """
+    with _explained(verbose):
+        import json
+
+        from nm_export.benchmark import benchmark_model
+
+        result = benchmark_model(folder, prompts=tuple(prompt or (64, 256)), new_tokens=new_tokens, repeats=repeats)
+        if json_file is not None:
+            json_file.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+        _print(result)
+
+
+@app.command()
 def enable_genai(
     folder: Folder,
     off: Annotated[bool, typer.Option("--off", help="Undo it: publish the folder without.")] = False,

@@ -58,8 +58,7 @@ def export_onnx(
         tokenizer_dir: folder that AutoTokenizer loads.
         opset: version of the standard operators; None and 22 are accepted.
         precision: of the weights in the graph; "fp32" only.
-        kernel: "fused" lets `NMSparseMatMul` multiply, which reads the weight rows of kept channels only; "topk" leaves
-            the products to MatMul; "auto" is "fused".
+        kernel: what multiplies pruned inputs, "auto", "fused" or "topk"; see `insert_operators`.
         metadata: entries for the graph's metadata, such as the recipe's hash. The versions of the packages that took
             part are added.
 
@@ -75,7 +74,7 @@ def export_onnx(
         graph = build_base_graph(model, tokenizer_dir, made, opset=opset, precision=precision)
         difference = check_base_graph(graph, model)
         entries = {**_versions(), **(metadata or {})}
-        insert_operators(graph, inputs, entries, sparse_product=kernel != "topk")
+        insert_operators(graph, inputs, entries, kernel=kernel)
         check_graph(graph.path)
         size = sum(path.stat().st_size for path in made.glob("model.onnx*"))
         if target.exists():

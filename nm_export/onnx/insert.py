@@ -105,7 +105,7 @@ def _prunes_alike(a: PrunedInput, b: PrunedInput) -> bool:
 
 
 def insert_operators(
-    graph: BaseGraph, inputs: Iterable[PrunedInput], metadata: Mapping[str, str], *, sparse_product: bool
+    graph: BaseGraph, inputs: Iterable[PrunedInput], metadata: Mapping[str, str], *, kernel: str = "auto"
 ) -> None:
     """Rewrite `graph.path` in place so that the products of `inputs` read pruned values; append constants to its data.
 
@@ -113,7 +113,8 @@ def insert_operators(
         graph: a dense graph.
         inputs: what to prune; see `pruned_inputs`.
         metadata: entries for the model's `metadata_props`.
-        sparse_product: whether `NMSparseMatMul` computes the products, or MatMul on the pruned values.
+        kernel: "fused" for `NMSparseMatMul`, "topk" for MatMul on the pruned values; "auto" for the first, except where
+            some calls are not pruned: there a dense product is faster.
 
     Raises:
         NMExportError: the graph has no product for a module, or products of one input read different values.
@@ -122,9 +123,9 @@ def insert_operators(
 
     model = onnx.load(graph.path, load_external_data=False)
     with data_path(graph.path).open("ab") as data:
-        _Insertion(model, data, sparse_product).run(graph.products, inputs)
+        _Insertion(model, data, kernel).run(graph.products, inputs)
     model.functions.append(nm_topk_function())
-    if sparse_product:
+    if any(node.op_type == NM_SPARSE_MATMUL for node in model.graph.node):
         model.functions.append(nm_sparse_matmul_function())
     model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
     onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, **metadata})
@@ -134,10 +135,10 @@ def insert_operators(
 class _Insertion:
     """The state of one rewriting: the nodes by name, the values' types, the file that takes the constants."""
 
-    def __init__(self, model: "ModelProto", data: Any, sparse_product: bool) -> None:
+    def __init__(self, model: "ModelProto", data: Any, kernel: str) -> None:
         self.graph = model.graph
         self.data = data
-        self.sparse_product = sparse_product
+        self.kernel = kernel
         self.nodes = {node.name: node for node in model.graph.node}
         self.types = {v.name: v.type for v in (*model.graph.value_info, *model.graph.output)}
         self.outputs = {v.name for v in model.graph.output}
@@ -191,7 +192,7 @@ class _Insertion:
                 if offset is not None:
                     offset = offset[part.start : part.stop]
                 dynamic = pruned.attributes["shift_mode"] > 0
-                if self.sparse_product:
+                if self.kernel == "fused" or (self.kernel == "auto" and pruned.attributes["phase"] == PHASES["both"]):
                     self.make_sparse(matmul, part.stop - part.start, offset, topk.output[1], dynamic)
                 elif offset is not None:
                     self.add_offset(matmul, offset, topk.output[1] if dynamic else None)
@@ -265,7 +266,7 @@ class _Insertion:
 
     def result(self, matmul: "NodeProto") -> str:
         """Name of the value that holds the linear's output: after the offset and the bias."""
-        if self.sparse_product:
+        if matmul.op_type == NM_SPARSE_MATMUL:
             return matmul.output[0]
         last = self.bias_add(matmul) or self.nodes.get(f"{matmul.name.removesuffix('/MatMul')}/offset/Add") or matmul
         return last.output[0]

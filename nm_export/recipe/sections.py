@@ -228,7 +228,7 @@ class OnnxSection(Section):
 
     kernel: Kernel = "auto"
     """What multiplies pruned inputs: `fused`, an operator that reads the weight rows of kept channels only; `topk`, the
-    runtime's own dense product after pruning; `auto` takes what measured faster, `fused` at present."""
+    runtime's own dense product after pruning; `auto` is `fused`, except for layers whose `phase` is not `both`."""
 
     precision: Literal["fp32"] = "fp32"
     """Type of the weights and activations in the graph."""

@@ -15,9 +15,9 @@ from nm_export.onnx.session import create_session, empty_cache
 from tests.onnx.tiny import METHODS, sparse, tokens
 
 
-def exported(model, tokenizer_dir, folder, *, sparse_product=False):
+def exported(model, tokenizer_dir, folder, *, kernel="topk"):
     graph = build_base_graph(model, tokenizer_dir, folder)
-    insert_operators(graph, pruned_inputs(model), {"recipe_sha256": "abc"}, sparse_product=sparse_product)
+    insert_operators(graph, pruned_inputs(model), {"recipe_sha256": "abc"}, kernel=kernel)
     check_graph(graph.path)
     return graph.path
 
@@ -44,18 +44,26 @@ def largest_difference(path, model, **session):
     return np.abs(np.concatenate([logits, more], 1) - expected).max() / np.abs(expected).max()
 
 
-@pytest.mark.parametrize("sparse_product", [False, True])
+@pytest.mark.parametrize("kernel", ["topk", "fused"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["llama", "biases everywhere", "qwen2", "qwen3", "phi3", "gemma3", "mistral"])
-def test_graph_computes_what_torch_computes(name, method, sparse_product, tokenizer_dir, tmp_path):
+def test_graph_computes_what_torch_computes(name, method, kernel, tokenizer_dir, tmp_path):
     model = sparse(name, **METHODS[method])
-    path = exported(model, tokenizer_dir, tmp_path, sparse_product=sparse_product)
+    path = exported(model, tokenizer_dir, tmp_path, kernel=kernel)
     assert largest_difference(path, model) < 1e-5
+
+
+def test_layers_that_are_dense_in_one_phase_keep_the_dense_product(tokenizer_dir, tmp_path):
+    model = sparse(pattern="2:4", overrides=[{"modules": "*.down_proj", "phase": "decode"}])
+    _, nodes, _ = load(exported(model, tokenizer_dir, tmp_path, kernel="auto"))
+    kinds = {name: node.op_type for name, node in nodes.items() if name.endswith("proj/MatMul")}
+    assert {kind for name, kind in kinds.items() if "down_proj" in name} == {"MatMul"}
+    assert {kind for name, kind in kinds.items() if "down_proj" not in name} == {"NMSparseMatMul"}
 
 
 def test_a_sparse_product_takes_bias_and_offset_in(tokenizer_dir, tmp_path):
     model = sparse("biases everywhere", **METHODS["static_channel"])
-    _, nodes, constants = load(exported(model, tokenizer_dir, tmp_path, sparse_product=True))
+    _, nodes, constants = load(exported(model, tokenizer_dir, tmp_path, kernel="fused"))
     name = "model.layers.1.self_attn.k_proj"
     product = next(node for node in nodes.values() if node.op_type == "NMSparseMatMul" and "1/attn/k_proj" in node.name)
     module = model.nm_modules()[name]
@@ -134,7 +142,7 @@ def test_weights_are_not_rewritten(tokenizer_dir, tmp_path):
     model = sparse(pattern="2:4", shift="static_channel")
     graph = build_base_graph(model, tokenizer_dir, tmp_path)
     before = (tmp_path / "model.onnx.data").read_bytes()
-    insert_operators(graph, pruned_inputs(model), {}, sparse_product=False)
+    insert_operators(graph, pruned_inputs(model), {}, kernel="topk")
     assert (tmp_path / "model.onnx.data").read_bytes().startswith(before)
 
 

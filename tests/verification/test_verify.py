@@ -116,7 +116,11 @@ def reloading_is_fine(monkeypatch, model):
             add_one,
             r"outputs of model\.layers\.0\.self_attn\.o_proj in onnx_k",
         ),
-        ("model.layers.1.mlp.up_proj.sparse_bias", add_one, r"outputs of model\.layers\.1\.mlp\.up_proj in onnx_kernel"),
+        (
+            "model.layers.1.mlp.up_proj.sparse_bias",
+            add_one,
+            r"outputs of model\.layers\.1\.mlp\.up_proj in onnx_kernel",
+        ),
         (
             "model.layers.0.attn.q_proj.NMTopK.score",
             mirror,
