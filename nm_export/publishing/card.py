@@ -26,8 +26,8 @@ from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained("{repository}", trust_remote_code=True)
 ```
 
-Needs `torch` and `transformers` only. PyTorch computes the same numbers as the dense model would, masked: the speed is
-in ONNX Runtime.
+Needs `torch` and `transformers` only. PyTorch prunes the inputs and then multiplies densely: the speed is in ONNX
+Runtime.
 {onnx}
 ## What was done
 
