@@ -7,7 +7,7 @@ set -eu
 
 python=${1:-python}
 root=$(cd "$(dirname "$0")/../.." && pwd)
-build=${TMPDIR:-/tmp}/nm_export_sanitize
+build=$root/build/sanitize
 cmake -S "$root/nm_export/kernels" -B "$build" -DCMAKE_BUILD_TYPE=RelWithDebInfo \
   -DNM_EXPORT_SANITIZE=address,undefined -DNM_EXPORT_BUILD_TESTS=ON -DNM_EXPORT_WERROR=ON
 cmake --build "$build" --parallel 2
