@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from nm_export.errors import UserError
 from nm_export.modeling.configuration_nm_sparse import SPARSITY_VERSION
+from nm_export.modeling.modeling_nm_sparse import group_size
 from nm_export.recipe import Recipe, Scheme
 
 
@@ -32,7 +33,15 @@ class PlannedLinear:
     @property
     def pruned_macs(self) -> float:
         """Multiply-accumulates for one token that the pattern saves."""
-        return self.macs * (1 - self.scheme.n / self.scheme.m) if self.scheme else 0.0
+        if self.scheme is None:
+            return 0.0
+        n, m = group_size(self.scheme.pattern, self.in_features)
+        return self.macs * (1 - n / m)
+
+    @property
+    def added_macs(self) -> int:
+        """Multiply-accumulates for one token that a residual adds."""
+        return self.scheme.residual_rank * (self.in_features + self.out_features) if self.scheme else 0
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,19 @@ class Plan:
         return sum(linear.pruned_macs for linear in self.linears) / sum(linear.macs for linear in self.linears)
 
     @property
+    def added_share(self) -> float:
+        """Multiply-accumulates that residuals add, as a share of the decoder linears' own."""
+        return sum(linear.added_macs for linear in self.linears) / sum(linear.macs for linear in self.linears)
+
+    @property
     def input_groups(self) -> list[list[str]]:
-        """Names of the pruned linears that read one input under one scheme: each list shares a selection."""
+        """Names of the linears whose input is pruned, those that read one input under one scheme together: each list
+        shares a selection."""
         groups: dict[Any, list[str]] = defaultdict(list)
         for linear in self.pruned:
+            assert linear.scheme is not None
+            if linear.scheme.prune == "weights":
+                continue
             groups[linear.input_id, linear.scheme].append(linear.name)
         return list(groups.values())
 
@@ -74,7 +92,7 @@ class Plan:
             "version": SPARSITY_VERSION,
             "schemes": [{**scheme.model_dump(), "modules": names} for scheme, names in schemes.items()],
             "input_groups": self.input_groups,
-            "rewritten": [],
+            "rewritten": [f"{name}.weight" for s, names in schemes.items() if s.prune == "weights" for name in names],
         }
 
 
@@ -105,12 +123,15 @@ def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
         raise UserError("sparsity.targets, ignore and overrides leave every layer dense; let them prune at least one.")
     for planned in plan.pruned:
         assert planned.scheme is not None
-        if planned.in_features % planned.scheme.m:
+        try:
+            group_size(planned.scheme.pattern, planned.in_features)
+        except ValueError:
+            m = planned.scheme.pattern.split(":")[1]
             raise UserError(
-                f"{planned.name} has {planned.in_features} input channels (K), which M = {planned.scheme.m} of the "
-                f"pattern {planned.scheme.pattern} does not divide; choose another pattern or add the module to "
+                f"{planned.name} has {planned.in_features} input channels (K), which M = {m} of the pattern "
+                f"{planned.scheme.pattern} does not divide; choose another pattern or add the module to "
                 "sparsity.ignore."
-            )
+            ) from None
     return plan
 
 

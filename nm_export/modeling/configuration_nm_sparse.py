@@ -9,6 +9,18 @@ from transformers import AutoConfig, PreTrainedConfig
 
 SPARSITY_VERSION = 1
 
+SCHEME_DEFAULTS: dict[str, Any] = {
+    "prune": "activations",
+    "score": "magnitude",
+    "score_exponent": 1.0,
+    "shift": "none",
+    "variance_correction": False,
+    "phase": "both",
+    "output_scale": False,
+    "output_bias": "none",
+    "residual_rank": 0,
+}
+
 # Attributes that describe the wrapper; everything else that the base model's configuration knows is read from and
 # written to the base model's configuration.
 _OWN = frozenset({"base_config", "sparsity", "auto_map", "architectures", "model_type", "transformers_version"})
@@ -24,9 +36,11 @@ class NMSparseConfig(PreTrainedConfig):
         sparsity: what is pruned and how:
 
             * `version`: 1;
-            * `schemes`: list of `pattern` ("8:16"), `score` (magnitude, weight_norm), `score_exponent`, `shift` (none,
-              dynamic_mean, dynamic_median, static_scalar, static_channel), `variance_correction`, `phase` (both,
-              prefill, decode) and `modules`, the exact names of the linears that follow the scheme;
+            * `schemes`: list of `pattern` ("8:16", or "50%" of all channels), `prune` (activations, weights), `score`
+              (magnitude, weight_norm, clact, clact_noncausal, amber, smoothquant), `score_exponent`, `shift` (none,
+              dynamic_mean, dynamic_median, static_scalar, static_channel, learned), `variance_correction`, `phase`
+              (both, prefill, decode), `output_scale`, `output_bias` (none, calibrated, learned), `residual_rank` and
+              `modules`, the exact names of the linears that follow the scheme; what is left out is `SCHEME_DEFAULTS`;
             * `input_groups`: lists of module names that read the same input, score it alike and so share one selection;
             * `rewritten`: names of the base model's tensors that differ from the base model's.
 
@@ -56,6 +70,7 @@ class NMSparseConfig(PreTrainedConfig):
                 f"config.json: sparsity.version is {self.sparsity.get('version')!r}; this code reads version "
                 f"{SPARSITY_VERSION}. Load the model with the remote code that was published beside it."
             )
+        self.sparsity["schemes"] = [SCHEME_DEFAULTS | scheme for scheme in self.sparsity["schemes"]]
         kwargs.pop("auto_map", None)
         for field in ("dtype", "id2label", "label2id", "is_encoder_decoder", "problem_type"):
             kwargs.setdefault(field, getattr(base_config, field, None))

@@ -6,6 +6,7 @@ its exact rules (ties, NaN, precision of statistics) are the specification that 
 """
 
 import functools
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,45 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTr
 
 from .configuration_nm_sparse import NMSparseConfig
 
-SHIFT_MODES = {"none": 0, "static_scalar": 0, "static_channel": 0, "dynamic_mean": 1, "dynamic_median": 2}
+SHIFT_MODES = {
+    "none": 0,
+    "static_scalar": 0,
+    "static_channel": 0,
+    "learned": 0,
+    "dynamic_mean": 1,
+    "dynamic_median": 2,
+}
 PHASES = {"both": 0, "prefill": 1, "decode": 2}
+MAX_GROUP = 64
+_UNSCORED = ("magnitude", "clact_noncausal")  # no vector is stored for them
+
+
+def group_size(pattern: str, channels: int) -> tuple[int, int]:
+    """Return `(n, m)` of a pattern for a linear of `channels` inputs: keep n of every m neighbours.
+
+    Args:
+        pattern: "N:M", 1 <= N <= M <= 64, or "P%", which keeps that share of all channels of a token (at least one).
+        channels: input channels of the linear.
+
+    Raises:
+        ValueError: no such pattern, or M does not divide the channels; the sentence has no subject.
+    """
+    if pattern.endswith("%"):
+        share = float(pattern[:-1])
+        if not 0 < share <= 100:
+            raise ValueError(f"pattern {pattern} does not keep more than 0 % and at most 100 % of the channels.")
+        return max(1, math.floor(channels * share / 100 + 0.5)), channels
+    n, m = (int(part) for part in pattern.split(":"))
+    if not 1 <= n <= m <= MAX_GROUP:
+        raise ValueError(f"pattern {pattern} is not 1 <= n <= m <= {MAX_GROUP}.")
+    if channels % m:
+        raise ValueError(f"{channels} input channels cannot be split into groups of {m}.")
+    return n, m
+
+
+def _compiled(name: str, x: Tensor) -> Any:
+    # The package nm_export registers operators that do the same on the CPU, faster; without it there are none.
+    return getattr(torch.ops.nm_export, name, None) if x.device.type == "cpu" else None
 
 
 def keep_mask(scores: Tensor, n: int, m: int) -> Tensor:
@@ -36,6 +74,9 @@ def keep_mask(scores: Tensor, n: int, m: int) -> Tensor:
     Returns:
         bool `[..., K]`.
     """
+    compiled = _compiled("keep_mask", scores)
+    if compiled is not None:
+        return compiled(scores, n, m)
     groups = scores.reshape(*scores.shape[:-1], scores.shape[-1] // m, m)
     best = groups.sort(dim=-1, descending=True, stable=True).indices[..., :n]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).reshape(scores.shape)
@@ -95,6 +136,11 @@ def nm_topk(
     channels = x.shape[-1]
     if channels == 0 or channels % m:
         raise ValueError(f"{n}:{m} sparsity needs a number of input channels that {m} divides, not {channels}.")
+    is_decode = x.dim() < 2 or x.shape[-2] == 1
+    is_pruned = not phase or is_decode == (phase == PHASES["decode"])
+    compiled = _compiled("nm_topk", x)
+    if compiled is not None and not (torch.is_grad_enabled() and any(_has_grad(t) for t in (x, shift))):
+        return compiled(x, score, shift, n, m, shift_mode, variance_correction, is_pruned)
     z = x.float()
     token_shift = z.new_zeros(*z.shape[:-1], 1)
     if shift_mode == SHIFT_MODES["dynamic_mean"]:
@@ -106,8 +152,7 @@ def nm_topk(
     elif shift is not None:
         z = z - shift
 
-    is_decode = x.dim() < 2 or x.shape[-2] == 1
-    if phase and is_decode != (phase == PHASES["decode"]):
+    if not is_pruned:
         return z.to(x.dtype), token_shift
     with torch.no_grad():  # a choice has no gradient: the kept set is a constant of the backward pass
         magnitude = z.abs()
@@ -118,11 +163,20 @@ def nm_topk(
     return values.to(x.dtype), token_shift
 
 
+def _has_grad(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
+
+
 class NMSparseLinear(nn.Linear):
     """A linear that prunes its input. It takes over the parameters of the linear it replaces, without a copy.
 
+    With `values` and the shift `e` of `nm_topk`, and `d`, what was dropped (`x - e` where `values` is 0, else 0):
+
+        y = (values W^T + e W^T) * scale + b + b' + (d B^T) A^T
+
     Buffers (float32 whatever the model's dtype, saved, None where the scheme needs none): `nm_score` `[K]`; `nm_shift`
-    `[K]` or `[1]`, static; `nm_offset` `[O]`: `W e` of a static shift, `W 1` of a dynamic one.
+    `[K]` or `[1]`, static; `nm_offset` `[O]`: `W e` of a static shift, `W 1` of a dynamic one; `nm_scale` `[O]`;
+    `nm_bias` `[O]`: b'; `nm_residual_in` `[r, K]`: B; `nm_residual_out` `[O, r]`: A.
 
     Attributes:
         enabled: False computes the dense linear.
@@ -131,7 +185,19 @@ class NMSparseLinear(nn.Linear):
     nm_score: Tensor | None
     nm_shift: Tensor | None
     nm_offset: Tensor | None
-    _buffer_names = ("nm_score", "nm_shift", "nm_offset")
+    nm_scale: Tensor | None
+    nm_bias: Tensor | None
+    nm_residual_in: Tensor | None
+    nm_residual_out: Tensor | None
+    _buffer_names = (
+        "nm_score",
+        "nm_shift",
+        "nm_offset",
+        "nm_scale",
+        "nm_bias",
+        "nm_residual_in",
+        "nm_residual_out",
+    )
 
     def __init__(self, linear: nn.Linear, scheme: dict[str, Any], name: str = "linear") -> None:
         """Replace `linear`; `scheme` is an entry of `NMSparseConfig.sparsity["schemes"]`, `name` is for messages.
@@ -143,22 +209,27 @@ class NMSparseLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.train(linear.training)
-        self.n, self.m = (int(part) for part in scheme["pattern"].split(":"))
-        if not 1 <= self.n <= self.m <= 64:
-            raise ValueError(f"{name}: pattern {scheme['pattern']} is not 1 <= n <= m <= 64.")
-        if self.in_features % self.m:
-            raise ValueError(f"{name}: {self.in_features} input channels cannot be split into groups of {self.m}.")
-        self.shift, self.phase = scheme["shift"], scheme["phase"]
+        try:
+            self.n, self.m = group_size(scheme["pattern"], self.in_features)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        self.score, self.shift, self.phase = scheme["score"], scheme["shift"], scheme["phase"]
         self.variance_correction = bool(scheme["variance_correction"])
         self.enabled = True
+        K, O, rank = self.in_features, self.out_features, scheme["residual_rank"]  # noqa: E741
 
-        def buffer(size: int, fill: float) -> Tensor:
-            return torch.full((size,), fill, dtype=torch.float32, device=linear.weight.device)
+        def register(name: str, needed: bool, shape: tuple[int, ...], fill: float) -> None:
+            full = torch.full(shape, fill, dtype=torch.float32, device=linear.weight.device) if needed else None
+            self.register_buffer(f"nm_{name}", full)
 
-        static = {"static_scalar": 1, "static_channel": self.in_features}.get(self.shift)
-        self.register_buffer("nm_score", None if scheme["score"] == "magnitude" else buffer(self.in_features, 1.0))
-        self.register_buffer("nm_shift", None if static is None else buffer(static, 0.0))
-        self.register_buffer("nm_offset", None if self.shift == "none" else buffer(self.out_features, 0.0))
+        register("score", self.score not in _UNSCORED, (K,), 1.0)
+        scalar = self.shift == "static_scalar"
+        register("shift", scalar or self.shift in ("static_channel", "learned"), (1 if scalar else K,), 0.0)
+        register("offset", self.shift != "none", (O,), 0.0)
+        register("scale", scheme["output_scale"], (O,), 1.0)
+        register("bias", scheme["output_bias"] != "none", (O,), 0.0)
+        register("residual_in", rank > 0, (rank, K), 0.0)
+        register("residual_out", rank > 0, (O, rank), 0.0)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "NMSparseLinear":
         # model.to(bfloat16) and model.half() move the sparsity parameters but leave them float32: rounded scores
@@ -181,9 +252,12 @@ class NMSparseLinear(nn.Linear):
 
     def prune(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the corrected kept values of `x` `[..., K]` and its dynamic shift `[..., 1]`; see `nm_topk`."""
+        score = self.nm_score
+        if self.score == "clact_noncausal":  # as published: every token of the call has a say, later ones too
+            score = x.detach().float().reshape(-1, self.in_features).norm(dim=0)
         return nm_topk(
             x,
-            self.nm_score,
+            score,
             self.nm_shift,
             n=self.n,
             m=self.m,
@@ -192,16 +266,35 @@ class NMSparseLinear(nn.Linear):
             phase=PHASES[self.phase],
         )
 
+    def product(self, values: Tensor, token_shift: Tensor) -> Tensor:
+        """Return `(values W^T + e W^T) * scale + b + b'` `[..., O]`, without a dense product."""
+        plain = self.nm_scale is None
+        y = F.linear(values, self.weight, self.bias if plain else None)
+        if self.nm_offset is not None:
+            correction = token_shift * self.nm_offset if SHIFT_MODES[self.shift] else self.nm_offset
+            y = (y.float() + correction).to(y.dtype)
+        if not plain:
+            y = (y.float() * self.nm_scale).to(y.dtype)
+            y = y if self.bias is None else y + self.bias
+        return y if self.nm_bias is None else (y.float() + self.nm_bias).to(y.dtype)
+
+    def residual(self, x: Tensor, values: Tensor, token_shift: Tensor) -> Tensor:
+        """Return `(d B^T) A^T`, float32 `[..., O]`: a low-rank product with what was dropped (R-Sparse, 2504.19449)."""
+        assert self.nm_residual_in is not None
+        assert self.nm_residual_out is not None
+        shift = token_shift if self.nm_shift is None else self.nm_shift
+        dropped = torch.where(values == 0, x.float() - shift, 0.0)
+        return F.linear(F.linear(dropped, self.nm_residual_in), self.nm_residual_out)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[..., K]` to `[..., O]`: `values W^T + e W^T + b`, without a dense product."""
+        """Map `[..., K]` to `[..., O]`."""
         if not self.enabled:
             return F.linear(x, self.weight, self.bias)
         values, token_shift = self.prune(x)
-        y = F.linear(values, self.weight, self.bias)
-        if self.nm_offset is None:
+        y = self.product(values, token_shift)
+        if self.nm_residual_in is None:
             return y
-        correction = token_shift * self.nm_offset if SHIFT_MODES[self.shift] else self.nm_offset
-        return (y.float() + correction).to(y.dtype)
+        return (y.float() + self.residual(x, values, token_shift)).to(y.dtype)
 
     def extra_repr(self) -> str:
         """Describe the linear and its pattern in `print(model)`."""
@@ -311,6 +404,8 @@ def _sparse_linears(model: nn.Module, sparsity: dict[str, Any]) -> dict[str, NMS
     modules = dict(model.named_modules())
     replacements = {}
     for scheme in sparsity["schemes"]:
+        if scheme["prune"] == "weights":  # zeros in a dense weight: the linear stays as it is
+            continue
         for full_name in scheme["modules"]:
             name = full_name if full_name in modules else full_name.removeprefix(prefix)
             if not isinstance(modules.get(name), nn.Linear):

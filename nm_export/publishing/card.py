@@ -75,7 +75,7 @@ def model_card(
     )
     quality = numbers.get("perplexity")
     patterns = sorted({scheme["pattern"] for scheme in sparsity["schemes"]})
-    kept = " or ".join("{} of every {} neighbouring inputs".format(*pattern.split(":")) for pattern in patterns)
+    kept = " or ".join(_kept(pattern) for pattern in patterns)
     return _CARD.format(
         metadata=metadata.to_yaml(),
         name=name,
@@ -96,6 +96,12 @@ def model_card(
 def _local_name(source: str) -> str:
     # the path of a folder or file would tell readers about the author's machine, and nothing about the model
     return source if source.startswith("sample:") else Path(source).name
+
+
+def _kept(pattern: str) -> str:
+    if pattern.endswith("%"):
+        return f"{pattern} of the inputs"
+    return "{} of every {} neighbouring inputs".format(*pattern.split(":"))
 
 
 def _row(scheme: dict[str, Any]) -> str:

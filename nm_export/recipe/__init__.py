@@ -6,6 +6,7 @@ from nm_export.recipe.schema import recipe_schema
 from nm_export.recipe.sections import (
     CalibrationSection,
     EvaluationSection,
+    LearningSection,
     ModelSection,
     OnnxSection,
     Override,
@@ -14,12 +15,12 @@ from nm_export.recipe.sections import (
     SparsitySection,
     TextSection,
     VerifySection,
-    parse_pattern,
 )
 
 __all__ = [
     "CalibrationSection",
     "EvaluationSection",
+    "LearningSection",
     "ModelSection",
     "OnnxSection",
     "Override",
@@ -30,7 +31,6 @@ __all__ = [
     "TextSection",
     "VerifySection",
     "load_recipe",
-    "parse_pattern",
     "parse_recipe",
     "recipe_schema",
 ]

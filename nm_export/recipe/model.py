@@ -12,6 +12,7 @@ from pydantic import model_validator
 from nm_export.recipe.sections import (
     CalibrationSection,
     EvaluationSection,
+    LearningSection,
     ModelSection,
     OnnxSection,
     PublishSection,
@@ -39,6 +40,8 @@ class Recipe(Section):
     """Which linear layers are pruned, and how."""
     calibration: CalibrationSection = CalibrationSection()
     """The text that calibration looks at."""
+    learning: LearningSection = LearningSection()
+    """Sparsity parameters that are trained."""
     evaluation: EvaluationSection = EvaluationSection()
     """Held-out text on which perplexity is measured."""
     onnx: OnnxSection = OnnxSection()
@@ -58,6 +61,28 @@ class Recipe(Section):
             raise ValueError(
                 f"calibration and evaluation read the same text ({seen.dataset}, splits {seen.split!r} and "
                 f"{held_out.split!r}); give evaluation.split or evaluation.dataset a value of its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_learned_is_trained(self) -> Self:
+        wanted = {
+            key
+            for scheme in (self.sparsity, *self.sparsity.overrides)
+            for key, asked in (
+                ("shift", scheme.shift == "learned"),
+                ("scale", scheme.output_scale),
+                ("bias", scheme.output_bias == "learned"),
+            )
+            if asked
+        }
+        trained = set(self.learning.parameters) if self.learning.mode != "none" else set()
+        untrained = sorted(wanted - trained)
+        if untrained:
+            what = " and ".join(untrained)
+            raise ValueError(
+                f"sparsity has a learned {what} that nothing trains; set learning.mode to blockwise or end_to_end, "
+                f"with {what} among learning.parameters"
             )
         return self
 
@@ -87,7 +112,7 @@ class Recipe(Section):
             fields.update(given)
         if dense:
             return None
-        if fields["score"] == "magnitude":
+        if fields["score"] != "weight_norm":
             fields["score_exponent"] = 1.0  # unused there: schemes that prune alike must compare equal
         return Scheme(**fields)
 
@@ -114,7 +139,7 @@ class Recipe(Section):
         """`<model>-<N>of<M>`: the default name of the output folder and of the repository."""
         stem = self.model.source.removeprefix("sample:").rstrip("/\\").removesuffix(".gguf")
         stem = re.sub(r"[^\w.-]+", "-", re.split(r"[/\\]", stem)[-1]).strip("-.") or "model"
-        return f"{stem}-{self.sparsity.pattern.replace(':', 'of')}"
+        return f"{stem}-{self.sparsity.pattern.replace(':', 'of').replace('%', 'pct')}"
 
     def folder(self, output_dir: str | Path | None = None) -> Path:
         """Folder to write: `output_dir` if given, else the recipe's own, else `output/<name>`."""

@@ -4,18 +4,20 @@ The attribute docstrings are the reference: they become the descriptions in `doc
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-Score = Literal["magnitude", "weight_norm"]
-Shift = Literal["none", "dynamic_mean", "dynamic_median", "static_scalar", "static_channel"]
+from nm_export.recipe.patterns import check_pattern
+
+Prune = Literal["activations", "weights"]
+Score = Literal["magnitude", "weight_norm", "clact", "clact_noncausal", "amber", "smoothquant"]
+Shift = Literal["none", "dynamic_mean", "dynamic_median", "static_scalar", "static_channel", "learned"]
+OutputBias = Literal["none", "calibrated", "learned"]
+Learnable = Literal["shift", "scale", "bias", "residual", "weight"]
 Phase = Literal["both", "prefill", "decode"]
 Kernel = Literal["auto", "fused", "topk"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-MAX_GROUP = 64
-"""Largest M that a kept set of one 64-bit word can describe."""
 
 
 def _one_or_many(value: object) -> object:
@@ -29,19 +31,8 @@ Wildcards = Annotated[
 ]
 """One shell wildcard or several, matched against whole module names with case; `*` crosses dots."""
 
-Pattern = Annotated[str, Field(json_schema_extra={"pattern": r"^\d{1,2}:\d{1,2}$"})]
-"""`"N:M"`: keep N of every M neighbouring channels."""
-
-
-def parse_pattern(pattern: str) -> tuple[int, int]:
-    """Split `"8:16"` into `(8, 16)`. Raises ValueError with a sentence unless 1 <= N <= M <= 64."""
-    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern, flags=re.ASCII)
-    if match is None:
-        raise ValueError(f'{pattern!r} is not a pattern; write N:M, for example "8:16"')
-    n, m = int(match[1]), int(match[2])
-    if not 1 <= n <= m <= MAX_GROUP:
-        raise ValueError(f"{pattern!r} keeps {n} of {m}; a pattern N:M needs 1 <= N <= M <= {MAX_GROUP}")
-    return n, m
+Pattern = Annotated[str, Field(json_schema_extra={"pattern": r"^(\d{1,2}:\d{1,2}|\d{1,3}(\.\d+)?%)$"})]
+"""`"N:M"`: keep N of every M neighbouring channels; `"P%"`: keep that share of all channels of a token."""
 
 
 class Section(BaseModel):
@@ -73,18 +64,25 @@ class SchemeFields(Section):
     """How one linear layer is pruned."""
 
     pattern: Pattern = "8:16"
-    """Keep N of every M neighbouring input channels, 1 <= N <= M <= 64. M must divide the layer's input size."""
+    """Keep N of every M neighbouring input channels, 1 <= N <= M <= 64, where M must divide the layer's input size; or,
+    as `"50%"`, the largest P percent of all of a token's channels (unstructured)."""
+
+    prune: Prune = "activations"
+    """What is pruned: the layer's inputs, anew for each token, or `weights`, once and for all (the baseline that
+    activation sparsity is compared with: zeros in the saved weights, chosen by |W|)."""
 
     score: Score = "magnitude"
-    """What makes a channel worth keeping: `magnitude` |x|, or `weight_norm`, |x| times the norm of the channel's
-    weights."""
+    """What makes a channel worth keeping, |x| times: nothing (`magnitude`), the norm of the channel's weights
+    (`weight_norm`) or of its standardised weights (`amber`), the channel's norm in calibration (`clact`) or among the
+    tokens of the call, future ones too (`clact_noncausal`: as published, PyTorch only), or SmoothQuant's 1/s
+    (`smoothquant`)."""
 
     score_exponent: Annotated[float, Field(ge=0, le=8)] = 1.0
-    """Power to which `weight_norm` raises the norm. Magnitude does not use it."""
+    """Power to which `weight_norm` raises the norm. Other scores do not use it."""
 
     shift: Shift = "none"
-    """What is subtracted before pruning and given back after the product: nothing, the token's own mean or median, or a
-    calibrated constant (one number for the layer, or one for each channel)."""
+    """What is subtracted before pruning and given back after the product: nothing, the token's own mean or median, a
+    calibrated constant (one number for the layer, or one for each channel), or one `learned` for each channel."""
 
     variance_correction: bool = False
     """Rescale what is kept so that each token keeps its variance."""
@@ -92,25 +90,36 @@ class SchemeFields(Section):
     phase: Phase = "both"
     """Prune every call, only `prefill` (several tokens at once) or only `decode` (one token at a time)."""
 
+    output_scale: bool = False
+    """A factor for each output channel, 1 until it is learned."""
+
+    output_bias: OutputBias = "none"
+    """A number added to each output channel: gathered in calibration, or `learned`."""
+
+    residual_rank: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Rank of a product with what was dropped (R-Sparse), which starts as the weight's largest singular directions. It
+    costs rank x (inputs + outputs) multiply-accumulates a token."""
+
     @field_validator("pattern")
     @classmethod
     def _pattern_in_range(cls, pattern: str) -> str:
-        n, m = parse_pattern(pattern)
-        return f"{n}:{m}"
+        return check_pattern(pattern)
+
+    @model_validator(mode="after")
+    def _weights_have_no_mitigation(self) -> Self:
+        if self.prune == "weights":
+            for field in ("score", "shift", "variance_correction", "phase", "output_scale", "output_bias"):
+                if getattr(self, field) != SchemeFields.model_fields[field].default:
+                    raise ValueError(f"prune: weights knows no {field}; leave it out for these modules")
+            if self.residual_rank:
+                raise ValueError("prune: weights knows no residual_rank; leave it out for these modules")
+            if self.pattern.endswith("%"):
+                raise ValueError(f"prune: weights needs a pattern N:M, not {self.pattern}")
+        return self
 
 
 class Scheme(SchemeFields):
     """The settings of one pruned linear layer, after targets, ignore and overrides. Hashable."""
-
-    @property
-    def n(self) -> int:
-        """Channels kept of every `m`."""
-        return parse_pattern(self.pattern)[0]
-
-    @property
-    def m(self) -> int:
-        """Channels in a group."""
-        return parse_pattern(self.pattern)[1]
 
 
 class Override(Section):
@@ -134,11 +143,19 @@ class Override(Section):
     """As in `sparsity`."""
     phase: Phase | None = None
     """As in `sparsity`."""
+    prune: Prune | None = None
+    """As in `sparsity`."""
+    output_scale: bool | None = None
+    """As in `sparsity`."""
+    output_bias: OutputBias | None = None
+    """As in `sparsity`."""
+    residual_rank: Annotated[int, Field(ge=0, le=4096)] | None = None
+    """As in `sparsity`."""
 
     @field_validator("pattern")
     @classmethod
     def _pattern_in_range(cls, pattern: str | None) -> str | None:
-        return None if pattern is None else SchemeFields(pattern=pattern).pattern
+        return None if pattern is None else check_pattern(pattern)
 
 
 class SparsitySection(SchemeFields):
@@ -152,6 +169,18 @@ class SparsitySection(SchemeFields):
 
     overrides: tuple[Override, ...] = ()
     """Exceptions, in order: a later one wins, field by field."""
+
+    budget: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the decoder linears' multiply-accumulates to prune at `pattern`. Modules are chosen, and given a
+    pattern each, by the damage that pruning them does to calibration text. Left out: every target is pruned."""
+
+    budget_patterns: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = None
+    """Patterns that the budget may choose from, at equal savings in all. Left out: `pattern` only."""
+
+    @field_validator("budget_patterns")
+    @classmethod
+    def _patterns_in_range(cls, patterns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if patterns is None else tuple(check_pattern(pattern) for pattern in patterns)
 
 
 class TextSection(Section):
@@ -215,6 +244,67 @@ class EvaluationSection(TextSection):
     def key(self) -> str:
         """Name of this section in the recipe, for messages."""
         return "evaluation"
+
+
+class LearningSection(Section):
+    """Sparsity parameters that are trained. The defaults of the optimiser are those of arXiv 2509.22166."""
+
+    mode: Literal["none", "blockwise", "end_to_end"] = "none"
+    """`blockwise` fits the outputs of each block of the sparse model to those of the dense one, with inputs that come
+    through the sparse blocks before it; `end_to_end` trains all blocks at once."""
+
+    parameters: Annotated[tuple[Learnable, ...], Field(min_length=1)] = ("shift", "scale", "bias")
+    """What is trained, where a scheme has it: `shift` (per-channel ones), `scale`, `bias`, `residual`, and `weight`, an
+    update of `weight_rank` that is added to the weights (they are listed as rewritten)."""
+
+    weight_rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the update of each weight."""
+
+    loss: Literal["kl", "lm"] = "kl"
+    """End to end: distance to the dense model's predictions, or the next token's log-likelihood. Blocks are fitted by
+    mean squared error."""
+
+    num_samples: Annotated[int, Field(ge=1)] = 256
+    """Sequences of calibration text in one epoch."""
+
+    sequence_length: Annotated[int, Field(ge=2)] = 512
+    """Tokens in a sequence."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 1
+    """Sequences in one forward pass."""
+
+    gradient_accumulation: Annotated[int, Field(ge=1)] = 1
+    """Forward passes in one step."""
+
+    epochs: Annotated[int, Field(ge=1)] = 1
+    """Passes over the samples."""
+
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """Highest learning rate of AdamW."""
+
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight decay of AdamW."""
+
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    """Decay rates of AdamW's moments."""
+
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up."""
+
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps in which the learning rate rises."""
+
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are clipped to this norm."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the products in training; what is trained, and the optimiser's state, are float32."""
+
+    held_out_samples: Annotated[int, Field(ge=1)] = 8
+    """Further sequences on which a trained block (end to end: the model) must be better than untrained to be kept."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Order of the samples, and start of what starts at random."""
 
 
 class OnnxSection(Section):

@@ -68,11 +68,15 @@ def test_sparsity_section():
         "schemes": [
             {
                 "pattern": "8:16",
+                "prune": "activations",
                 "score": "magnitude",
                 "score_exponent": 1.0,
                 "shift": "none",
                 "variance_correction": False,
                 "phase": "both",
+                "output_scale": False,
+                "output_bias": "none",
+                "residual_rank": 0,
                 "modules": ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj"],
             }
         ],

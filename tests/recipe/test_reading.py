@@ -77,7 +77,7 @@ def test_aliases_work_as_in_any_yaml_file() -> None:
         (MODEL + "sparsity: {pattern: 0:8}", ["1 <= N <= M <= 64"]),
         (MODEL + "sparsity: {pattern: 8:65}", ["1 <= N <= M <= 64"]),
         (MODEL + "sparsity: {pattern: half}", ["N:M"]),
-        (MODEL + "sparsity: {score: wieght_norm}", ["magnitude or weight_norm", "did you mean weight_norm"]),
+        (MODEL + "sparsity: {score: wieght_norm}", ["did you mean weight_norm?", "did you mean weight_norm"]),
         (MODEL + "sparsity: {score_exponent: .nan}", ["score_exponent"]),
         (MODEL + "sparsity: {score_exponent: inf}", ["score_exponent"]),
         (MODEL + "sparsity: {targets: []}", ["sparsity.targets is empty"]),

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nm_export.recipe import Override, Recipe, Scheme, SparsitySection, parse_pattern, parse_recipe
+from nm_export.recipe import Override, Recipe, Scheme, SparsitySection, parse_recipe
+from nm_export.recipe.patterns import check_pattern
 
 Q, K, DOWN = (f"model.layers.3.{name}" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"))
 
@@ -27,14 +28,18 @@ def test_targets_and_ignore() -> None:
 def test_a_scheme_knows_its_numbers() -> None:
     scheme = recipe(pattern="2:4", score="weight_norm", score_exponent=0.5, shift="static_channel").for_module(Q)
     assert scheme is not None
-    assert (scheme.n, scheme.m, scheme.score, scheme.score_exponent) == (2, 4, "weight_norm", 0.5)
+    assert (scheme.pattern, scheme.score, scheme.score_exponent) == ("2:4", "weight_norm", 0.5)
     assert scheme.model_dump() == {
         "pattern": "2:4",
+        "prune": "activations",
         "score": "weight_norm",
         "score_exponent": 0.5,
         "shift": "static_channel",
         "variance_correction": False,
         "phase": "both",
+        "output_scale": False,
+        "output_bias": "none",
+        "residual_rank": 0,
     }
 
 
@@ -85,16 +90,29 @@ def test_wildcards_that_match_nothing_are_reported() -> None:
 @given(st.integers(-3, 70), st.integers(-3, 70))
 def test_patterns(n: int, m: int) -> None:
     if 1 <= n <= m <= 64:
-        assert parse_pattern(f"{n}:{m}") == (n, m)
+        assert check_pattern(f"{n}:{m}") == f"{n}:{m}"
     else:
         with pytest.raises(ValueError, match="pattern"):
-            parse_pattern(f"{n}:{m}")
+            check_pattern(f"{n}:{m}")
 
 
-@pytest.mark.parametrize("pattern", ["", ":", "8", "8:", "8:16:32", "8/16", "٨:16", "8:16\n", "0x8:16", "8.0:16"])
+@pytest.mark.parametrize(
+    "pattern", ["", ":", "8", "8:", "8:16:32", "8/16", "٨:16", "8:16\n", "0x8:16", "8.0:16", "%", "50", "5e1%"]
+)
 def test_texts_that_are_no_pattern(pattern: str) -> None:
     with pytest.raises(ValueError, match="not a pattern"):
-        parse_pattern(pattern)
+        check_pattern(pattern)
+
+
+@pytest.mark.parametrize(("written", "plain"), [("50%", "50%"), ("30.0 %", "30%"), ("0.5%", "0.5%"), ("100%", "100%")])
+def test_shares_of_all_channels(written: str, plain: str) -> None:
+    assert check_pattern(written) == plain
+
+
+@pytest.mark.parametrize("pattern", ["0%", "0.0%", "101%"])
+def test_shares_out_of_range(pattern: str) -> None:
+    with pytest.raises(ValueError, match="0 < P <= 100"):
+        check_pattern(pattern)
 
 
 def test_held_out_text_is_the_calibration_dataset_unless_named() -> None:
