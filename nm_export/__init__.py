@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from nm_export.pipeline import run
     from nm_export.publishing.save import save
     from nm_export.recipe import CalibrationSection, Recipe, load_recipe
-    from nm_export.sparsify import sparsify
+    from nm_export.sparsification import sparsify
     from nm_export.verification.forms import verify
 
 _HOMES = {
@@ -39,7 +39,7 @@ _HOMES = {
     "perplexity": "evaluation",
     "run": "pipeline",
     "save": "publishing.save",
-    "sparsify": "sparsify",
+    "sparsify": "sparsification",
     "token_sequences": "calibration.text",
     "torch_logits": "evaluation",
     "verify": "verification",

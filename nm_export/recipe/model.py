@@ -15,6 +15,7 @@ from nm_export.recipe.sections import (
     LearningSection,
     ModelSection,
     OnnxSection,
+    Override,
     PublishSection,
     Scheme,
     SchemeFields,
@@ -66,9 +67,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _what_is_learned_is_trained(self) -> Self:
+        schemes: tuple[SparsitySection | Override, ...] = (self.sparsity, *self.sparsity.overrides)
         wanted = {
             key
-            for scheme in (self.sparsity, *self.sparsity.overrides)
+            for scheme in schemes
             for key, asked in (
                 ("shift", scheme.shift == "learned"),
                 ("scale", scheme.output_scale),
