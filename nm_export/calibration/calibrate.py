@@ -1,65 +1,141 @@
-"""Fill the sparsity parameters of a model: scores from its weights, static shifts from text."""
+"""Fill the sparsity parameters of a model from its weights and from text."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nm_export.calibration.scores import weight_norm_score
-from nm_export.calibration.statistics import InputStatistics, collecting
+from nm_export.calibration.bias import fitting_bias
+from nm_export.calibration.processes import Processes
+from nm_export.calibration.residual import low_rank_factors
+from nm_export.calibration.scores import amber_score, clact_score, smoothquant_score, weight_norm_score
+from nm_export.calibration.statistics import InputStatistics, Statistic, collecting, not_finite
+from nm_export.calibration.weight_pruning import prune_weight_
 from nm_export.errors import UserError
+from nm_export.modeling.modeling_nm_sparse import group_size
 from nm_export.progress import track
 
-_STATIC = ("static_scalar", "static_channel")
+_SCORE_NEEDS: dict[str, Statistic] = {"clact": "square", "smoothquant": "maximum"}
+_SHIFT_NEEDS: dict[str, Statistic] = {"static_channel": "mean", "static_scalar": "median"}
+
+BIAS_SEQUENCES = 16
+"""Sequences on which output biases are fitted: all of them are in memory at once."""
 
 
-def calibrate(model: Any, sequences: Tensor | None = None, batch_size: int = 4) -> None:
-    """Calibrate an `NMSparseForCausalLM` in place.
+def calibrate(
+    model: Any, sequences: Tensor | None = None, batch_size: int = 4, processes: Processes | None = None
+) -> None:
+    """Calibrate an `NMSparseForCausalLM` in place; what its schemes call `learned` stays neutral.
 
     Statistics are those of the dense model: pruning is off while they are gathered. Linears of one input group are
-    measured once and get equal parameters. A model whose schemes need no statistics runs no forward pass.
+    measured once and get equal scores and shifts. Weight pruning comes after the statistics, and output biases last:
+    they repair the sparse model as it is by then. A model whose schemes need no text runs no forward pass.
 
     Args:
-        model: sparse model; its `nm_score`, `nm_shift` and `nm_offset` buffers are overwritten.
-        sequences: token ids, int64 `[samples, length]`; may be None when no scheme has a static shift.
+        model: sparse model; its `nm_*` buffers are overwritten, and so are weights that its schemes prune.
+        sequences: token ids, int64 `[samples, length]`, the same in every process; None where no scheme needs text.
         batch_size: sequences in one forward pass.
+        processes: others that calibrate the same model: each gathers statistics from its share of the batches. All get
+            the same parameters, and those of one process to the rounding of float64 sums.
 
     Raises:
-        UserError: a static shift without sequences, or NaN activations.
+        UserError: text is needed and missing, or activations are NaN.
     """
     modules = model.nm_modules()
+    schemes = {name: scheme for scheme in model.config.sparsity["schemes"] for name in scheme["modules"]}
     groups = model.config.sparsity["input_groups"]
-    scheme_of = {name: scheme for scheme in model.config.sparsity["schemes"] for name in scheme["modules"]}
+    statistics = {
+        group[0]: InputStatistics(modules[group[0]].in_features, wanted)
+        for group in groups
+        if (wanted := _needs(schemes[group[0]]))
+    }
+    biased = {name: module for name, module in modules.items() if schemes[name]["output_bias"] == "calibrated"}
+    if sequences is None and (statistics or biased):
+        first = next(iter(statistics or biased))
+        raise UserError(f"{_why(schemes[first], first)}: calibration needs text, pass `sequences`.")
+    if statistics:
+        assert sequences is not None
+        _gather(model, sequences, batch_size, statistics, processes or Processes())
     for group in groups:
-        if scheme_of[group[0]]["score"] == "weight_norm":
-            exponent = scheme_of[group[0]]["score_exponent"]
-            score = weight_norm_score((modules[name].weight for name in group), exponent)
-            for name in group:
-                _fill(modules[name].nm_score, score)
-
-    measured = {group[0]: group for group in groups if scheme_of[group[0]]["shift"] in _STATIC}
-    if measured:
-        if sequences is None:
-            raise UserError(f"{next(iter(measured))} has a static shift: calibration needs text, pass `sequences`.")
-        statistics = {
-            name: InputStatistics(modules[name].in_features, scheme_of[name]["shift"] == "static_scalar")
-            for name in measured
-        }
-        _run(model, sequences, batch_size, statistics)
-        for first, group in measured.items():
-            channelwise = scheme_of[first]["shift"] == "static_channel"
-            shift = statistics[first].channel_mean if channelwise else statistics[first].mean_median
-            for name in group:
-                _fill(modules[name].nm_shift, shift)
-    for module in modules.values():
+        _fill_group([modules[name] for name in group], schemes[group[0]], statistics.get(group[0]))
+    for name, module in modules.items():
         module.update_offset()
+        if rank := schemes[name]["residual_rank"]:
+            B, A = low_rank_factors(module.weight, rank)
+            _fill(module.nm_residual_in, B)
+            _fill(module.nm_residual_out, A)
+    _prune_weights(model)
+    if biased:
+        assert sequences is not None
+        with torch.inference_mode(), fitting_bias(biased):
+            model.base_model(input_ids=sequences[:BIAS_SEQUENCES].to(model.device), use_cache=False)
 
 
-def _run(model: Any, sequences: Tensor, batch_size: int, statistics: dict[str, InputStatistics]) -> None:
-    batches = sequences.split(batch_size)
-    with model.dense(), torch.inference_mode(), collecting(statistics, model.nm_modules()):
-        for batch in track(batches, "Calibrating", total=len(batches)):
-            model.base_model(input_ids=batch.to(model.device), use_cache=False)
+def _needs(scheme: Mapping[str, Any]) -> set[Statistic]:
+    """Statistics of the input that a scheme is calibrated from."""
+    needs = {_SCORE_NEEDS.get(scheme["score"]), _SHIFT_NEEDS.get(scheme["shift"])}
+    return {need for need in needs if need is not None}
+
+
+def _why(scheme: Mapping[str, Any], name: str) -> str:
+    if scheme["shift"] in _SHIFT_NEEDS:
+        return f"{name} has a static shift"
+    if scheme["score"] in _SCORE_NEEDS:
+        return f"{name} has the score {scheme['score']}"
+    return f"{name} has a calibrated output bias"
+
+
+def _gather(
+    model: Any, sequences: Tensor, batch_size: int, statistics: dict[str, InputStatistics], processes: Processes
+) -> None:
+    """Run the dense model over this process's batches, then add up what all processes have seen."""
+    batches = processes.share(sequences, batch_size)
+    try:
+        with model.dense(), torch.inference_mode(), collecting(statistics, model.nm_modules()):
+            for batch in track(batches, "Calibrating", total=len(batches)):
+                model.base_model(input_ids=batch.to(model.device), use_cache=False)
+    except UserError:
+        if processes.count == 1:
+            raise  # the others wait for this one's sums; the sums tell everybody
+    processes.combine(statistics.values())
+    for name, measured in statistics.items():
+        if not measured.finite:
+            raise not_finite(name)
+
+
+def _fill_group(linears: Sequence[Any], scheme: Mapping[str, Any], measured: InputStatistics | None) -> None:
+    """Fill the scores and static shifts of linears that read one input under one scheme."""
+    weights = [linear.weight for linear in linears]
+    score = scheme["score"]
+    if score == "weight_norm":
+        scores = weight_norm_score(weights, scheme["score_exponent"])
+    elif score == "amber":
+        scores = amber_score(weights)
+    elif score == "clact":
+        assert measured is not None
+        scores = clact_score(measured.channel_norm)
+    elif score == "smoothquant":
+        assert measured is not None
+        scores = smoothquant_score(measured.channel_maximum, weights)
+    else:  # magnitude and clact_noncausal: nothing is stored
+        scores = None
+    shift = None
+    if scheme["shift"] in _SHIFT_NEEDS:
+        assert measured is not None
+        shift = measured.channel_mean if scheme["shift"] == "static_channel" else measured.mean_median
+    for linear in linears:
+        if scores is not None:
+            _fill(linear.nm_score, scores)
+        if shift is not None:
+            _fill(linear.nm_shift, shift)
+
+
+def _prune_weights(model: Any) -> None:
+    for scheme in model.config.sparsity["schemes"]:
+        for name in scheme["modules"] if scheme["prune"] == "weights" else ():
+            weight = model.get_submodule(name).weight
+            prune_weight_(weight, *group_size(scheme["pattern"], weight.shape[1]))
 
 
 def _fill(buffer: Tensor | None, values: Tensor) -> None:

@@ -127,18 +127,18 @@ def test_batch_size_does_not_matter(batch_size, shift):
 )
 def test_statistics_do_not_depend_on_how_tokens_arrive(cuts, dtype, channels):
     x = torch.randn(40, channels, generator=torch.Generator().manual_seed(channels)).to(dtype)
-    statistics = InputStatistics(channels, with_medians=True)
+    statistics = InputStatistics(channels, ["median"])
     for begin, end in zip([0, *cuts], [*cuts, 40], strict=True):
         statistics.update(x[begin:end].unsqueeze(0))
     tokens = x.double().numpy()
-    assert statistics.tokens == 40
+    assert statistics.tensors["tokens"].tolist() == [40]
     np.testing.assert_allclose(statistics.channel_mean.numpy(), tokens.mean(axis=0), rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(statistics.mean_median.numpy(), [lower_medians(tokens).mean()], rtol=1e-6, atol=1e-7)
 
 
 def test_statistics_keep_no_activation():
-    statistics = InputStatistics(8, with_medians=True)
-    size = statistics.channel_sum.untyped_storage().nbytes()
+    statistics = InputStatistics(8, ["median"])
+    size = statistics.tensors["sum"].untyped_storage().nbytes()
     seen = []
     for _ in range(3):
         x = torch.randn(2, 5, 8)
@@ -146,8 +146,8 @@ def test_statistics_keep_no_activation():
         seen.append(weakref.ref(x))
         del x
     assert [reference() for reference in seen] == [None] * 3
-    assert statistics.channel_sum.untyped_storage().nbytes() == size
-    assert statistics.median_sum.numel() == 1
+    assert statistics.tensors["sum"].untyped_storage().nbytes() == size
+    assert statistics.tensors["median_sum"].numel() == 1
 
 
 def test_hooks_are_gone_and_only_one_of_a_group_is_measured(monkeypatch):

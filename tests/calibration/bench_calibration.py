@@ -1,0 +1,83 @@
+"""Calibration with every statistic on, beside a plain dense forward pass over the same tokens, on SmolLM2-135M.
+
+Run as `python -m tests.calibration.bench_calibration [--rounds R] [--samples S] [--batch-size B] `. Rounds alternate, so
+that a busy machine slows both, and the ratio is taken round by round. Peak memory is that of one process for each side.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+from nm_export import sparsify
+from nm_export.calibration import calibrate
+from nm_export.calibration.text import token_sequences
+from nm_export.recipe import CalibrationSection, ModelSection
+from nm_export.sources import load_model
+
+# q, k and v share an input, and so do gate and up: every input is measured, and with all four statistics in the model
+MIXED = {
+    "score": "clact",
+    "shift": "static_scalar",
+    "overrides": [{"modules": ["*.q_proj", "*.gate_proj"], "score": "smoothquant", "shift": "static_channel"}],
+}
+
+
+def load(samples: int, length: int) -> tuple[Any, torch.Tensor]:
+    model, tokenizer, _ = load_model(ModelSection(source="sample:smollm2-135m-instruct"))
+    sequences = token_sequences(tokenizer, CalibrationSection(num_samples=samples, sequence_length=length))
+    return sparsify(model.eval(), **MIXED), sequences
+
+
+def dense(model: Any, sequences: torch.Tensor, batch_size: int) -> None:
+    with torch.inference_mode(), model.dense():
+        for batch in sequences.split(batch_size):
+            model.base_model(input_ids=batch, use_cache=False)
+
+
+def seconds(function: Any, *args: Any) -> float:
+    start = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - start
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--memory", choices=["dense", "calibrate"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    sides = {"dense": dense, "calibrate": calibrate}
+    model, sequences = load(arguments.samples, arguments.length)
+    if arguments.memory:
+        before = peak_mib()
+        sides[arguments.memory](model, sequences, arguments.batch_size)
+        print(f"{before:.0f} {peak_mib():.0f}")
+        return
+    dense(model, sequences[:1], 1)
+    rounds = [
+        (seconds(dense, model, sequences, arguments.batch_size), seconds(calibrate, model, sequences, arguments.batch_size))
+        for _ in range(arguments.rounds)
+    ]
+    ratio = statistics.median(calibrated / plain for plain, calibrated in rounds)
+    print(f"calibration / dense forward: {ratio:.3f} (median of {len(rounds)}, {torch.get_num_threads()} threads)")
+    print("seconds, dense and calibration:", ", ".join(f"{plain:.2f} {calibrated:.2f}" for plain, calibrated in rounds))
+    for side in sides:
+        command = [sys.executable, "-m", "tests.calibration.bench_calibration", "--memory", side, *sys.argv[1:]]
+        before, after = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        print(f"peak resident memory, {side}: {after} MiB ({before} MiB before)")
+
+
+if __name__ == "__main__":
+    main()
