@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from nm_export.onnx.base_graph import build_base_graph, check_base_graph
 from nm_export.onnx.checking import check_graph
-from nm_export.onnx.insert import insert_operators, pruned_inputs
+from nm_export.onnx.insert import insert_operators
+from nm_export.onnx.pruned_inputs import pruned_inputs
 
 if TYPE_CHECKING:
     from nm_export.modeling import NMSparseForCausalLM
@@ -81,7 +82,7 @@ def export_onnx(
             target.replace(Path(scratch) / "previous")
         made.replace(target)
     return ExportResult(
-        target / "model.onnx", len(inputs), sum(len(pruned.modules) for pruned in inputs), difference, size
+        target / "model.onnx", len(inputs), sum(len(pruned.linears) for pruned in inputs), difference, size
     )
 
 

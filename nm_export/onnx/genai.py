@@ -16,6 +16,7 @@ from typing import Any
 from nm_export import ops
 from nm_export.errors import NMExportError, UserError
 from nm_export.onnx.extras import require
+from nm_export.onnx.session import has_operators
 
 _CONFIG = "genai_config.json"
 _KEY = "custom_ops_library"
@@ -81,7 +82,7 @@ def genai_model(folder: str | Path, *, library: bool | None = None) -> Any:
 
     folder = _genai_folder(folder)
     source = None
-    if library is not False:
+    if library is not False and has_operators(folder / "model.onnx"):
         try:
             source = ops.ops_library_path()
         except UserError as error:

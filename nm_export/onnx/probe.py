@@ -44,6 +44,8 @@ def run_probe(
     Raises:
         NMExportError: the graph does not prune one of the linears, or the inputs of linears that share one differ.
     """
+    if not inputs:
+        return {}
     path = Path(model_path)
     probe = module_probe(path, inputs)
     node_of = {module: node.name for node in probe.graph.node for module in _outputs(node)}
@@ -93,10 +95,11 @@ def module_probe(model_path: str | Path, modules: Collection[str]) -> "ModelProt
     for topk in chosen:
         parts = _outputs(topk)
         needed = _between(topk, [value for values in parts.values() for value in values], producers)
-        x = topk.input[0]
-        inputs.append(onnx.ValueInfoProto(name=f"{topk.name}/x", type=types[x]))
+        x, fed = topk.input[0], f"{topk.name}/x"
+        inputs.append(onnx.ValueInfoProto(name=fed, type=types[x]))
         outputs.append(onnx.ValueInfoProto(name=f"{topk.name}/values", type=types[x]))
-        topk.input[0] = f"{topk.name}/x"
+        for node in needed:
+            node.input[:] = [fed if value == x else value for value in node.input]
         nodes += [*needed, helper.make_node("Identity", [topk.output[0]], [f"{topk.name}/values"])]
         for module, values in parts.items():
             nodes.append(helper.make_node("Concat", values, [f"{module}/y"], axis=-1))
@@ -120,16 +123,16 @@ def _outputs(node: "NodeProto") -> dict[str, list[str]]:
 
 
 def _between(topk: "NodeProto", values: list[str], producers: dict[str, "NodeProto"]) -> list["NodeProto"]:
-    """The nodes from `topk` to `values`, in an order in which they can run."""
+    """The nodes from what `topk` reads to `values`, `topk` included, in an order in which they can run."""
     found: dict[str, NodeProto] = {}
+    x = topk.input[0]
 
     def visit(value: str) -> None:
         node = producers.get(value)
-        if node is None or node.name in found:
+        if value == x or node is None or node.name in found:
             return
-        if node is not topk:
-            for source in node.input:
-                visit(source)
+        for source in node.input:
+            visit(source)
         found[node.name] = node
 
     for value in values:

@@ -10,6 +10,7 @@ import numpy as np
 from nm_export import ops
 from nm_export.errors import NMExportError, UserError
 from nm_export.onnx.extras import require
+from nm_export.onnx.functions import DOMAIN
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -31,7 +32,7 @@ def create_session(
     Args:
         model_path: the .onnx file, with its weights in `<model_path>.data`. Either may be a symbolic link.
         library: True insists on the compiled operators, False runs the function bodies, None takes what there is and
-            warns when it is the slow one.
+            warns when it is the slow one. A graph without operators of this package needs none.
         providers: execution providers as for onnxruntime.InferenceSession; None is the CPU. The compiled operators run
             on the CPU only: with another provider the function bodies are used.
         session_options: options to start from; they are extended in place.
@@ -79,7 +80,7 @@ def open_session(
     providers = list(providers or [_CPU])
     on_cpu = all((p if isinstance(p, str) else p[0]) == _CPU for p in providers)
     if library is None or library:
-        _register_library(options, on_cpu, insist=bool(library))
+        _register_library(options, on_cpu, insist=bool(library), source=source)
     model: str | bytes = str(source) if isinstance(source, Path) else _point_at(source, data.resolve(), options)
     try:
         return onnxruntime.InferenceSession(model, options, providers=providers)
@@ -92,12 +93,24 @@ def data_path(model_path: Path) -> Path:
     return model_path.with_name(f"{model_path.name}.data")
 
 
-def _register_library(options: "SessionOptions", on_cpu: bool, insist: bool) -> None:
+def has_operators(source: "Path | ModelProto") -> bool:
+    """Whether a graph has operators of this package; that of a model whose weights were pruned has none."""
+    if isinstance(source, Path):
+        require("onnx", "onnx")
+        import onnx
+
+        source = onnx.load(source, load_external_data=False)
+    return any(opset.domain == DOMAIN for opset in source.opset_import)
+
+
+def _register_library(options: "SessionOptions", on_cpu: bool, insist: bool, source: "Path | ModelProto") -> None:
     try:
         if not on_cpu:
             raise UserError("the compiled operators run on CPUExecutionProvider only.")
         ops.register(options)
     except UserError as error:
+        if not has_operators(source):
+            return
         if insist:
             raise
         warnings.warn(f"N:M operators run as ONNX function bodies, slower than compiled: {error}", stacklevel=4)
