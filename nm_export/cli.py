@@ -69,6 +69,13 @@ class Backend(StrEnum):
     genai = "genai"
 
 
+class ScoringBackend(StrEnum):
+    """What runs a model whose logits are wanted."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
 def main() -> None:
     """Entry point of `nm-export`."""
     app(prog_name="nm-export")
@@ -213,6 +220,81 @@ def bench(
         result = benchmark_model(folder, prompts=tuple(prompt or (64, 256)), new_tokens=new_tokens, repeats=repeats)
         if json_file is not None:
             json_file.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+        _print(result)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="An exported folder, or any model that a recipe accepts.")
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="DENSE", help="Dense model to compare with; the exported model's own base by default."),
+    ] = None,
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="File, folder, builtin:python-docs or Hub dataset ID[:SUBSET], each with @SPLIT if wanted; may be "
+            "repeated. builtin:python-docs when neither texts nor tasks are given."
+        ),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="lm-eval tasks, separated by commas; may be repeated.")
+    ] = None,
+    backend: Annotated[ScoringBackend, typer.Option(help="What runs MODEL.")] = ScoringBackend.torch,
+    window: Annotated[int, typer.Option(min=2, help="Tokens in a window of text.")] = 512,
+    windows: Annotated[int, typer.Option(min=1, help="At most so many windows a text, from its start.")] = 24,
+    text_column: Annotated[str, typer.Option(help="Column or JSON key that holds the text of tables.")] = "text",
+    include_path: Annotated[
+        list[Path] | None, typer.Option(help="Folder with further task files (YAML); may be repeated.")
+    ] = None,
+    task_data: Annotated[
+        Path | None, typer.Option(help="Folder of the files that piqa_jsonl and arc_easy_jsonl read.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples a task.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Which examples --limit chooses.")] = 0,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows, or continuations, in one forward pass; 4 and 8 by default.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where torch models run, for example cuda.")] = "cpu",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Measure perplexity, KL to the dense model and zero-shot tasks (docs/evaluation.md).
+
+    [bold]Examples[/bold]
+
+      nm-export evaluate output/smollm2-135m-8of16 --text wiki.valid.txt --json scores.json
+
+      nm-export evaluate output/smollm2-135m-8of16 --backend onnx --tasks piqa,arc_easy --limit 200
+
+      nm-export evaluate sample:smollm2-135m-instruct --tasks piqa_jsonl --task-data data
+    """
+    with _explained(verbose):
+        from nm_export.evaluation import evaluate as measure
+        from nm_export.evaluation.report import check_json_target, write_json
+
+        if json_file is not None:
+            check_json_target(json_file)
+        result = measure(
+            model,
+            against=against,
+            texts=tuple(text or ()),
+            tasks=tuple(name.strip() for names in tasks or () for name in names.split(",") if name.strip()),
+            backend=backend.value,
+            window=window,
+            windows=windows,
+            text_column=text_column,
+            include_path=tuple(include_path or ()),
+            task_data=task_data,
+            limit=limit,
+            seed=seed,
+            batch_size=batch_size,
+            device=device,
+        )
+        if json_file is not None:
+            write_json(json_file, result.to_dict())
         _print(result)
 
 

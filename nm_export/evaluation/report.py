@@ -1,0 +1,196 @@
+"""The result of an evaluation: numbers for JSON, a Markdown table for people."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.text import Text
+
+from nm_export.errors import UserError
+from nm_export.evaluation.estimate import Estimate
+from nm_export.evaluation.task_scores import TaskScore, mean_relative_drop, relative_drop
+from nm_export.evaluation.text_scores import TextScores
+
+
+@dataclass(frozen=True)
+class TextResult:
+    """Scores on one text, and exactly which text it was."""
+
+    name: str
+    provenance: dict[str, Any]
+    scores: TextScores
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Scores on one task, of the model and of the dense model on the same examples."""
+
+    score: TaskScore
+    dense: TaskScore | None
+    available: int
+    """Examples that the task has; `score.examples` of them were asked."""
+
+    @property
+    def drop(self) -> Estimate | None:
+        """Relative drop in percent."""
+        return None if self.dense is None else relative_drop(self.score, self.dense)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return {
+            **self.score.to_dict(),
+            "available": self.available,
+            "dense_metrics": (
+                None if self.dense is None else {name: e.to_dict() for name, e in self.dense.metrics.items()}
+            ),
+            "relative_drop_percent": self.drop.to_dict() if self.drop else None,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Everything that `evaluate` measured.
+
+    Attributes:
+        name: short name of the model.
+        model: its provenance.
+        dense: provenance of the dense model, or None.
+        texts: one result a text.
+        tasks: one result a task.
+        limit: at most so many examples a task, or None.
+        seed: of their choice.
+        versions: of the packages that compute.
+    """
+
+    name: str
+    model: dict[str, Any]
+    dense: dict[str, Any] | None
+    texts: tuple[TextResult, ...]
+    tasks: tuple[TaskResult, ...]
+    limit: int | None
+    seed: int
+    versions: dict[str, str]
+
+    @property
+    def mean_relative_drop(self) -> Estimate | None:
+        """The paper's mean over tasks of (dense - sparse) / dense, in percent."""
+        dense = {task.score.task: task.dense for task in self.tasks if task.dense is not None}
+        return mean_relative_drop({task.score.task: task.score for task in self.tasks}, dense)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        drop = self.mean_relative_drop
+        return {
+            "format": 1,
+            "model": self.model,
+            "dense": self.dense,
+            "texts": [{**text.provenance, **text.scores.to_dict()} for text in self.texts],
+            "tasks": [task.to_dict() for task in self.tasks],
+            "limit": self.limit,
+            "seed": self.seed,
+            "mean_relative_drop_percent": drop.to_dict() if drop else None,
+            "versions": self.versions,
+        }
+
+    def to_markdown(self) -> str:
+        """Return the tables, with what was measured below each."""
+        parts = []
+        if self.texts:
+            parts.append(_table(*self._text_table()))
+            parts.append("\n".join(f"- {_described(text)}" for text in self.texts))
+        if self.tasks:
+            parts.append(_table(*self._task_table()))
+            parts.append(self._about_tasks())
+        return "\n\n".join(parts) + "\n"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        # plain Markdown, which can be copied or piped as it stands
+        yield Text(self.to_markdown(), no_wrap=True, overflow="ignore")
+
+    def _text_table(self) -> tuple[list[str], list[list[str]]]:
+        if self.dense is None:
+            rows = [[text.name, text.scores.perplexity.format(3)] for text in self.texts]
+            return ["text", f"perplexity, {self.name}"], rows
+        header = ["text", "perplexity, dense", f"perplexity, {self.name}", "ratio", "KL, nats", "equal top-1"]
+        rows = []
+        for text in self.texts:
+            s = text.scores
+            rows.append(
+                [
+                    text.name,
+                    _cell(s.dense_perplexity, 3),
+                    _cell(s.perplexity, 3),
+                    _cell(s.ratio, 4),
+                    _cell(s.kl, 4),
+                    _cell(s.top1_agreement, 1, scale=100, unit=" %"),
+                ]
+            )
+        return header, rows
+
+    def _task_table(self) -> tuple[list[str], list[list[str]]]:
+        header = ["task", "metric", self.name] if self.dense is None else ["task", "metric", "dense", self.name, "drop"]
+        rows = []
+        for task in self.tasks:
+            for metric, estimate in task.score.metrics.items():
+                row = [task.score.task, metric, estimate.format(4)]
+                if task.dense is not None:
+                    row.insert(2, task.dense.metrics[metric].format(4))
+                    row.append(_cell(task.drop if metric == task.score.main else None, 2, unit=" %"))
+                rows.append(row)
+        drop = self.mean_relative_drop
+        if drop:
+            rows.append(["**mean relative drop**", "", "", "", drop.format(2, unit=" %")])
+        return header, rows
+
+    def _about_tasks(self) -> str:
+        asked = ", ".join(f"{task.score.task} {task.score.examples} of {task.available}" for task in self.tasks)
+        return f"- Examples asked: {asked}" + ("" if self.limit is None else f" (seed {self.seed})")
+
+
+def _cell(estimate: Estimate | None, digits: int, *, scale: float = 1.0, unit: str = "") -> str:
+    return "" if estimate is None else estimate.format(digits, scale=scale, unit=unit)
+
+
+def _described(text: TextResult) -> str:
+    p = text.provenance
+    return (
+        f"{text.name} ({p['split']}): {p['windows']} windows of {p['window']} tokens, "
+        f"{text.scores.scored_tokens:,} tokens scored, text SHA-256 {p['text_sha256'][:16]}"
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    return "\n".join(lines)
+
+
+def check_json_target(path: Path) -> None:
+    """Raise a UserError, before anything is measured, where no file can be written."""
+    if path.is_dir():
+        raise UserError(f"--json: {path} is a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--json: there is no folder {path.absolute().parent}")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    descriptor, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.partial-")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).chmod(0o644)  # mkstemp's files are readable by their owner only
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
