@@ -1,8 +1,8 @@
-"""The compiled operators for ONNX Runtime: where the library is and how a session gets it.
+"""The compiled operators: where the library is and how an ONNX Runtime session gets it.
 
-The library holds the domain ``ai.nm_export`` and works with every ONNX Runtime from 1.17 on. It is built when the
-package is installed and lies in the package's folder ``lib``. Importing this module needs neither ONNX Runtime nor the
-library.
+The library holds the domain ``ai.nm_export`` and works with every ONNX Runtime from 1.17 on; PyTorch uses it through
+``nm_export.torch_ops``. It is built when the package is installed and lies in the package's folder ``lib``. Importing
+this module needs neither ONNX Runtime nor the library.
 """
 
 import ctypes
@@ -46,19 +46,28 @@ def ops_library_path() -> Path:
     )
 
 
+def load_library() -> ctypes.CDLL:
+    """Load the operator library into this process, for its plain C interface (``kernels/c_api.h``).
+
+    Raises:
+        UserError: there is no library, it cannot be loaded, or it is not one of nm_export.
+    """
+    path = ops_library_path()
+    try:
+        library = ctypes.CDLL(str(path))
+        library.nm_export_ops_version.restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        raise UserError(f"{path} cannot be used as the operator library of nm_export: {error}") from error
+    return library
+
+
 def ops_library_version() -> str:
     """Return the version that is compiled into the operator library.
 
     Raises:
         UserError: there is no library, or it cannot be loaded.
     """
-    path = ops_library_path()
-    try:
-        version = ctypes.CDLL(str(path)).nm_export_ops_version
-    except (OSError, AttributeError) as error:
-        raise UserError(f"{path} cannot be used as the operator library of nm_export: {error}") from error
-    version.restype = ctypes.c_char_p
-    return version().decode()
+    return load_library().nm_export_ops_version().decode()
 
 
 def register(session_options: Any) -> None:

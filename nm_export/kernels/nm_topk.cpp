@@ -47,8 +47,8 @@ float NMTopK::variance_ratio(const float* z, const float* p, size_t channels) co
 }
 
 template <class T>
-float NMTopK::run_token(const T* x, const float* score, const float* shift, size_t channels, bool pruned,
-                        Workspace& workspace, T* values) const {
+float NMTopK::run_token(const T* x, const float* score, Shift shift, size_t channels, bool pruned, Workspace& workspace,
+                        T* values) const {
   constexpr bool kIsFloat = std::is_same_v<T, float>;
 
   const float* xf;
@@ -64,31 +64,30 @@ float NMTopK::run_token(const T* x, const float* score, const float* shift, size
   }
 
   float e = 0.0f;
-  Shift subtrahend{shift, 0.0f};
   if (parameters_.shift_mode != ShiftMode::kStatic) {
     e = parameters_.shift_mode == ShiftMode::kDynamicMean
             ? static_cast<float>(kernels_.sum(xf, channels) / static_cast<double>(channels))
             : median(kernels_, xf, channels);
-    subtrahend = {nullptr, e};
+    shift = {nullptr, e};
   }
 
   if (!pruned || pattern_.n == pattern_.m) {
-    kernels_.subtract(xf, subtrahend, channels, p);
+    kernels_.subtract(xf, shift, channels, p);
   } else if (parameters_.variance_correction) {
     float* z = grow(workspace.shifted, channels);
-    kernels_.subtract(xf, subtrahend, channels, z);
+    kernels_.subtract(xf, shift, channels, z);
     kernels_.prune(z, score, Shift{nullptr, 0.0f}, channels, pattern_, p);
     const float nu = variance_ratio(z, p, channels);
     if (nu != 1.0f) kernels_.scale(p, nu, channels);
   } else {
-    kernels_.prune(xf, score, subtrahend, channels, pattern_, p);
+    kernels_.prune(xf, score, shift, channels, pattern_, p);
   }
   if constexpr (!kIsFloat) narrow(kernels_, p, channels, values);
   return e;
 }
 
 template <class T>
-void NMTopK::run(const T* x, const float* score, const float* shift, size_t tokens, size_t channels, bool pruned,
+void NMTopK::run(const T* x, const float* score, Shift shift, size_t tokens, size_t channels, bool pruned,
                  Workspace& workspace, T* values, float* token_shift) const {
   const StrictFloats strict;
   for (size_t t = 0; t < tokens; ++t) {
@@ -97,11 +96,22 @@ void NMTopK::run(const T* x, const float* score, const float* shift, size_t toke
   }
 }
 
-template void NMTopK::run(const float*, const float*, const float*, size_t, size_t, bool, Workspace&, float*,
+void NMTopK::keep_mask(const float* scores, size_t tokens, size_t channels, uint8_t* mask) const {
+  const StrictFloats strict;
+  for (size_t t = 0; t < tokens; ++t) {
+    const size_t first = t * channels;
+    if (pattern_.n == pattern_.m) {
+      std::fill_n(mask + first, channels, uint8_t{1});
+    } else {
+      kernels_.keep_mask(scores + first, channels, pattern_, mask + first);
+    }
+  }
+}
+
+template void NMTopK::run(const float*, const float*, Shift, size_t, size_t, bool, Workspace&, float*, float*) const;
+template void NMTopK::run(const Float16*, const float*, Shift, size_t, size_t, bool, Workspace&, Float16*,
                           float*) const;
-template void NMTopK::run(const Float16*, const float*, const float*, size_t, size_t, bool, Workspace&, Float16*,
-                          float*) const;
-template void NMTopK::run(const BFloat16*, const float*, const float*, size_t, size_t, bool, Workspace&, BFloat16*,
+template void NMTopK::run(const BFloat16*, const float*, Shift, size_t, size_t, bool, Workspace&, BFloat16*,
                           float*) const;
 
 }  // namespace nm_export

@@ -31,18 +31,22 @@ class NMTopK {
   NMTopK(const NMTopKParameters& parameters, const RowKernels& kernels);
 
   // Prunes `tokens` rows of `channels` numbers, or only shifts them when `pruned` is false. `channels` is a positive
-  // multiple of m; score and shift have `channels` numbers; token_shift has `tokens`, or is null.
+  // multiple of m; score has `channels` numbers; shift is ignored when it is dynamic; token_shift has `tokens` numbers,
+  // or is null.
   // T: float, Float16 or BFloat16. Throws std::bad_alloc when the workspace cannot grow.
   template <class T>
-  void run(const T* x, const float* score, const float* shift, size_t tokens, size_t channels, bool pruned,
+  void run(const T* x, const float* score, Shift shift, size_t tokens, size_t channels, bool pruned,
            Workspace& workspace, T* values, float* token_shift) const;
+
+  // mask[j] = 1 where a channel is kept, else 0. scores: as many rows, not negative.
+  void keep_mask(const float* scores, size_t tokens, size_t channels, uint8_t* mask) const;
 
   const NMTopKParameters& parameters() const { return parameters_; }
 
  private:
   template <class T>
-  float run_token(const T* x, const float* score, const float* shift, size_t channels, bool pruned,
-                  Workspace& workspace, T* values) const;
+  float run_token(const T* x, const float* score, Shift shift, size_t channels, bool pruned, Workspace& workspace,
+                  T* values) const;
   float variance_ratio(const float* z, const float* p, size_t channels) const;
 
   NMTopKParameters parameters_;

@@ -76,7 +76,7 @@ struct Job {
       const size_t first = chunk * tokens_per_chunk;
       const size_t count = std::min(tokens_per_chunk, tokens - first);
       std::unique_ptr<Workspace> workspace = kernel.workspaces.take();
-      kernel.nm_topk.run(x + first * channels, score, shift, count, channels, pruned, *workspace,
+      kernel.nm_topk.run(x + first * channels, score, Shift{shift, 0.0f}, count, channels, pruned, *workspace,
                          values + first * channels, token_shift == nullptr ? nullptr : token_shift + first);
       kernel.workspaces.give_back(std::move(workspace));
     } catch (const std::bad_alloc&) {

@@ -5,15 +5,10 @@
 #include <new>
 #include <string>
 
+#include "exported.h"
 #include "nm_topk_op.h"
 #include "ort_c_api.h"
 #include "sparse_matmul_op.h"
-
-#if defined(_WIN32)
-#define NM_EXPORT_API __declspec(dllexport)
-#else
-#define NM_EXPORT_API __attribute__((visibility("default")))
-#endif
 
 namespace nm_export {
 namespace {

@@ -29,6 +29,9 @@ struct RowKernels {
   // `channels` is a multiple of m, and n < m. `values` overlaps no input.
   void (*prune)(const float* x, const float* score, Shift shift, size_t channels, const Pattern& pattern,
                 float* values);
+  // mask[j] = 1 where channel j is among the n highest scores of its m neighbours, else 0. n < m; scores are not
+  // negative.
+  void (*keep_mask)(const float* scores, size_t channels, const Pattern& pattern, uint8_t* mask);
   // z[j] = x[j] - shift; z may be x.
   void (*subtract)(const float* x, Shift shift, size_t channels, float* z);
   // values[j] *= factor.

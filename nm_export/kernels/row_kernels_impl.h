@@ -215,9 +215,35 @@ void select(const int32_t* keys, const Pattern& pattern, KeepBits& keep) {
   }
 }
 
+// What a selection reads and writes, for the two uses of it: keys of the channels from i on, and what becomes of them.
 template <class Lanes, class AnyShift>
-void prune_shifted(const float* x, const float* score, AnyShift shift, size_t channels, const Pattern& pattern,
-                   float* values) {
+struct PrunedRow {
+  const float* x;
+  const float* score;
+  AnyShift shift;
+  float* values;
+
+  typename Lanes::Int keys(size_t i) const { return Lanes::key(shift.lanes(x, i), Lanes::load(score + i)); }
+  int32_t key(size_t i) const { return key_of(shift.one(x, i), score[i]); }
+  void keep(size_t i, uint32_t bits) const { Lanes::store(values + i, Lanes::where(bits, shift.lanes(x, i))); }
+  void keep_one(size_t i, bool kept) const { values[i] = kept ? shift.one(x, i) : 0.0f; }
+};
+
+template <class Lanes>
+struct MaskedRow {
+  const float* scores;
+  uint8_t* mask;
+
+  typename Lanes::Int keys(size_t i) const { return Lanes::key(Lanes::load(scores + i), Lanes::broadcast(1.0f)); }
+  int32_t key(size_t i) const { return key_of(scores[i], 1.0f); }
+  void keep(size_t i, uint32_t bits) const {
+    for (int lane = 0; lane < Lanes::kWidth; ++lane) mask[i + static_cast<size_t>(lane)] = bits >> lane & 1u;
+  }
+  void keep_one(size_t i, bool kept) const { mask[i] = kept; }
+};
+
+template <class Lanes, class Row>
+void select_row(const Row& row, size_t channels, const Pattern& pattern) {
   constexpr size_t kWidth = Lanes::kWidth;
   const size_t m = static_cast<size_t>(pattern.m);
   const size_t block = kWidth * m;
@@ -227,22 +253,19 @@ void prune_shifted(const float* x, const float* score, AnyShift shift, size_t ch
     const size_t count = channels - start < block ? channels - start : block;
     const size_t end = start + count;
     size_t i = start;
-    for (; i + kWidth <= end; i += kWidth) {
-      Lanes::store_int(keys + (i - start), Lanes::key(shift.lanes(x, i), Lanes::load(score + i)));
-    }
-    for (; i < end; ++i) keys[i - start] = key_of(shift.one(x, i), score[i]);
+    for (; i + kWidth <= end; i += kWidth) Lanes::store_int(keys + (i - start), row.keys(i));
+    for (; i < end; ++i) keys[i - start] = row.key(i);
     for (i = count; i < block; ++i) keys[i] = 0;  // groups that the last block lacks
 
     select<Lanes>(keys, pattern, keep);
 
     for (i = start; i + kWidth <= end; i += kWidth) {
       const size_t bit = i - start;
-      Lanes::store(values + i,
-                   Lanes::where(static_cast<uint32_t>(keep.words[bit / 64] >> (bit % 64)), shift.lanes(x, i)));
+      row.keep(i, static_cast<uint32_t>(keep.words[bit / 64] >> (bit % 64)));
     }
     for (; i < end; ++i) {
       const size_t bit = i - start;
-      values[i] = (keep.words[bit / 64] >> (bit % 64) & 1u) ? shift.one(x, i) : 0.0f;
+      row.keep_one(i, keep.words[bit / 64] >> (bit % 64) & 1u);
     }
   }
 }
@@ -250,10 +273,17 @@ void prune_shifted(const float* x, const float* score, AnyShift shift, size_t ch
 template <class Lanes>
 void prune(const float* x, const float* score, Shift shift, size_t channels, const Pattern& pattern, float* values) {
   if (shift.vector != nullptr) {
-    prune_shifted<Lanes>(x, score, VectorShift<Lanes>{shift.vector}, channels, pattern, values);
+    const VectorShift<Lanes> vector{shift.vector};
+    select_row<Lanes>(PrunedRow<Lanes, VectorShift<Lanes>>{x, score, vector, values}, channels, pattern);
   } else {
-    prune_shifted<Lanes>(x, score, ScalarShift<Lanes>{shift.scalar}, channels, pattern, values);
+    const ScalarShift<Lanes> scalar{shift.scalar};
+    select_row<Lanes>(PrunedRow<Lanes, ScalarShift<Lanes>>{x, score, scalar, values}, channels, pattern);
   }
+}
+
+template <class Lanes>
+void keep_mask(const float* scores, size_t channels, const Pattern& pattern, uint8_t* mask) {
+  select_row<Lanes>(MaskedRow<Lanes>{scores, mask}, channels, pattern);
 }
 
 template <class Lanes, class AnyShift>

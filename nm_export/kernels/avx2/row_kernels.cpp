@@ -125,9 +125,10 @@ void narrow_float16(const float* source, size_t channels, uint16_t* target) {
 }  // namespace
 
 const RowKernels kAvx2Kernels = {
-    prune<Avx2Lanes>,   subtract<Avx2Lanes>,    scale<Avx2Lanes>, sum<Avx2Lanes>, sum_of_squares<Avx2Lanes>,
-    has_nan<Avx2Lanes>, count_below<Avx2Lanes>, widen_float16,    narrow_float16, widen_bfloat16,
-    narrow_bfloat16,
+    prune<Avx2Lanes>,   keep_mask<Avx2Lanes>,   subtract<Avx2Lanes>,
+    scale<Avx2Lanes>,   sum<Avx2Lanes>,         sum_of_squares<Avx2Lanes>,
+    has_nan<Avx2Lanes>, count_below<Avx2Lanes>, widen_float16,
+    narrow_float16,     widen_bfloat16,         narrow_bfloat16,
 };
 
 }  // namespace nm_export

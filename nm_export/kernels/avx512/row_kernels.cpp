@@ -120,9 +120,10 @@ void narrow_float16(const float* source, size_t channels, uint16_t* target) {
 }  // namespace
 
 const RowKernels kAvx512Kernels = {
-    prune<Avx512Lanes>,   subtract<Avx512Lanes>,    scale<Avx512Lanes>, sum<Avx512Lanes>, sum_of_squares<Avx512Lanes>,
-    has_nan<Avx512Lanes>, count_below<Avx512Lanes>, widen_float16,      narrow_float16,   widen_bfloat16,
-    narrow_bfloat16,
+    prune<Avx512Lanes>,   keep_mask<Avx512Lanes>,   subtract<Avx512Lanes>,
+    scale<Avx512Lanes>,   sum<Avx512Lanes>,         sum_of_squares<Avx512Lanes>,
+    has_nan<Avx512Lanes>, count_below<Avx512Lanes>, widen_float16,
+    narrow_float16,       widen_bfloat16,           narrow_bfloat16,
 };
 
 }  // namespace nm_export

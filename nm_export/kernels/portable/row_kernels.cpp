@@ -1,6 +1,5 @@
 // Plain C++ in loops of eight, which compilers turn into whatever vectors the target has by default.
 #include "row_kernels_impl.h"
-
 #include "widen_half.h"
 
 namespace nm_export {
@@ -157,17 +156,12 @@ void narrow_float16(const float* source, size_t channels, uint16_t* target) {
 }  // namespace
 
 const RowKernels kPortableKernels = {
-    prune<PortableLanes>,
-    subtract<PortableLanes>,
-    scale<PortableLanes>,
-    sum<PortableLanes>,
-    sum_of_squares<PortableLanes>,
-    has_nan<PortableLanes>,
-    count_below<PortableLanes>,
-    widen_float16,
-    narrow_float16,
-    widen_bfloat16,
-    narrow_bfloat16,
+    prune<PortableLanes>,    keep_mask<PortableLanes>,
+    subtract<PortableLanes>, scale<PortableLanes>,
+    sum<PortableLanes>,      sum_of_squares<PortableLanes>,
+    has_nan<PortableLanes>,  count_below<PortableLanes>,
+    widen_float16,           narrow_float16,
+    widen_bfloat16,          narrow_bfloat16,
 };
 
 }  // namespace nm_export

@@ -67,7 +67,7 @@ int main(int argc, char** argv) {
       const NMTopK nm_topk(setting.parameters, *set.kernels);
       Workspace workspace;
       const double time = median_nanoseconds(x.size(), [&] {
-        nm_topk.run(x.data(), score.data(), shift.data(), tokens, channels, true, workspace, values.data(),
+        nm_topk.run(x.data(), score.data(), Shift{shift.data(), 0.0f}, tokens, channels, true, workspace, values.data(),
                     token_shift.data());
       });
       std::printf("%-9s %-14s %.3f\n", isa, setting.name, time);

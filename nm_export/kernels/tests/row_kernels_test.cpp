@@ -119,12 +119,21 @@ void test_selection(const char* isa, std::mt19937& random) {
       const NMTopK nm_topk({n, m, ShiftMode::kStatic, false}, kernels);
       Workspace workspace;
       float token_shift = -1;
-      nm_topk.run(x.data(), score.data(), shift.data(), 1, channels, true, workspace, values.data(), &token_shift);
+      nm_topk.run(x.data(), score.data(), Shift{shift.data(), 0.0f}, 1, channels, true, workspace, values.data(),
+                  &token_shift);
       const std::vector<bool> keep = expected_keep(z, score, n, m);
       for (size_t i = 0; i < channels; ++i) {
         if (!same(values[i], keep[i] ? z[i] : 0.0f)) fail("selection", isa, n, m, channels);
       }
       if (token_shift != 0) fail("token_shift", isa, n, m, channels);
+
+      std::vector<float> scores(channels);
+      for (size_t i = 0; i < channels; ++i) scores[i] = std::fabs(z[i]) * score[i];
+      std::vector<uint8_t> mask(channels, 2);
+      nm_topk.keep_mask(scores.data(), 1, channels, mask.data());
+      for (size_t i = 0; i < channels; ++i) {
+        if (mask[i] != static_cast<uint8_t>(keep[i])) fail("mask", isa, n, m, channels);
+      }
     }
   }
 }
@@ -148,8 +157,8 @@ void run_every_mode(const RowKernels& kernels, std::mt19937& random) {
     std::vector<float> token_shift(tokens);
     const NMTopK nm_topk({n, m, static_cast<ShiftMode>(random() % 3), random() % 2 == 1}, kernels);
     Workspace workspace;
-    nm_topk.run(x.data(), score.data(), shift.data(), tokens, channels, random() % 2 == 1, workspace, values.data(),
-                token_shift.data());
+    nm_topk.run(x.data(), score.data(), Shift{shift.data(), 0.0f}, tokens, channels, random() % 2 == 1, workspace,
+                values.data(), token_shift.data());
   }
 }
 

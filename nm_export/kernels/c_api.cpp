@@ -1,0 +1,94 @@
+#include "c_api.h"
+
+#include <new>
+#include <vector>
+
+#include "instruction_set.h"
+#include "nm_topk.h"
+
+namespace nm_export {
+namespace {
+
+// Null where the environment asks for an instruction set that cannot be used. Chosen once: the environment must not be
+// read while another thread of the host writes to it, and asking the processor is slow on virtual machines.
+const RowKernels* row_kernels() {
+  static const RowKernels* const kernels = choose_instruction_set().kernels;
+  return kernels;
+}
+
+bool is_pattern(int32_t n, int32_t m, size_t channels) {
+  return 1 <= n && n <= m && m <= kMaxGroupSize && channels > 0 && channels % static_cast<size_t>(m) == 0;
+}
+
+template <class Body>
+int32_t guarded(Body body) {
+  try {
+    return body();
+  } catch (const std::bad_alloc&) {
+    return NM_EXPORT_OUT_OF_MEMORY;
+  } catch (...) {
+    return NM_EXPORT_FAILURE;
+  }
+}
+
+template <class T>
+void run(const nm_export_nm_topk_arguments& a, const NMTopK& nm_topk, const float* score, size_t first, size_t count) {
+  Shift shift{nullptr, 0.0f};
+  if (a.shift != nullptr) shift = a.shift_size == 1 ? Shift{nullptr, *a.shift} : Shift{a.shift, 0.0f};
+  Workspace workspace;
+  nm_topk.run(static_cast<const T*>(a.x) + first * a.channels, score, shift, count, a.channels, a.pruned != 0,
+              workspace, static_cast<T*>(a.values) + first * a.channels,
+              a.token_shift == nullptr ? nullptr : a.token_shift + first);
+}
+
+int32_t nm_topk_rows(const nm_export_nm_topk_arguments& a, size_t first, size_t count) {
+  if (!is_pattern(a.n, a.m, a.channels)) return NM_EXPORT_INVALID_ARGUMENT;
+  if (a.shift_mode < 0 || a.shift_mode > 2) return NM_EXPORT_INVALID_ARGUMENT;
+  if (a.shift != nullptr && a.shift_size != 1 && a.shift_size != a.channels) return NM_EXPORT_INVALID_ARGUMENT;
+  if (a.dtype < NM_EXPORT_FLOAT32 || a.dtype > NM_EXPORT_BFLOAT16) return NM_EXPORT_INVALID_ARGUMENT;
+  const RowKernels* kernels = row_kernels();
+  if (kernels == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
+  if (count == 0) return NM_EXPORT_OK;
+
+  const NMTopK nm_topk({a.n, a.m, static_cast<ShiftMode>(a.shift_mode), a.variance_correction != 0}, *kernels);
+  const std::vector<float> ones(a.score == nullptr ? a.channels : 0, 1.0f);
+  const float* score = a.score == nullptr ? ones.data() : a.score;
+  switch (a.dtype) {
+    case NM_EXPORT_FLOAT32:
+      run<float>(a, nm_topk, score, first, count);
+      break;
+    case NM_EXPORT_FLOAT16:
+      run<Float16>(a, nm_topk, score, first, count);
+      break;
+    default:
+      run<BFloat16>(a, nm_topk, score, first, count);
+  }
+  return NM_EXPORT_OK;
+}
+
+int32_t keep_mask_rows(const float* scores, size_t rows, size_t channels, int32_t n, int32_t m, uint8_t* mask) {
+  if (!is_pattern(n, m, channels)) return NM_EXPORT_INVALID_ARGUMENT;
+  const RowKernels* kernels = row_kernels();
+  if (kernels == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
+  if (rows == 0) return NM_EXPORT_OK;
+
+  const NMTopK nm_topk({n, m, ShiftMode::kStatic, false}, *kernels);
+  nm_topk.keep_mask(scores, rows, channels, mask);
+  return NM_EXPORT_OK;
+}
+
+}  // namespace
+}  // namespace nm_export
+
+extern "C" {
+
+int32_t nm_export_c_api_version() { return NM_EXPORT_C_API_VERSION; }
+
+int32_t nm_export_nm_topk(const nm_export_nm_topk_arguments* arguments, size_t first_row, size_t row_count) {
+  return nm_export::guarded([=] { return nm_export::nm_topk_rows(*arguments, first_row, row_count); });
+}
+
+int32_t nm_export_keep_mask(const float* scores, size_t rows, size_t channels, int32_t n, int32_t m, uint8_t* mask) {
+  return nm_export::guarded([=] { return nm_export::keep_mask_rows(scores, rows, channels, n, m, mask); });
+}
+}
