@@ -12,8 +12,8 @@ from onnx.reference import ReferenceEvaluator
 
 from nm_export.onnx.functions import nm_topk_function
 from tests.kernels import reference
+from tests.kernels.cases import CONTENTS, assert_follows_specification, cases
 from tests.kernels.sessions import DEFAULTS, DTYPES, nm_topk_model, run
-from tests.kernels.test_agreement import assert_follows_specification, cases
 
 
 def with_body(model: bytes) -> onnx.ModelProto:
@@ -59,6 +59,23 @@ def test_onnx_reference_follows_the_specification(case):
     with np.errstate(all="ignore"):
         actual = run(evaluator, x, score, shift)
     assert_agrees(actual, x, score, shift, attributes)
+
+
+@pytest.mark.parametrize("evaluator", ["onnxruntime", "onnx.reference"])
+@pytest.mark.parametrize("share", [0.002, 0.3, 0.5, 0.99, 1])
+@pytest.mark.parametrize("content", CONTENTS)
+def test_a_group_can_be_the_whole_token(content, share, evaluator):
+    """Unstructured patterns: ties, NaN and infinity among many channels."""
+    rng = np.random.default_rng(0)
+    K = 600
+    attributes = DEFAULTS | {"n": max(1, round(share * K)), "m": K}
+    with np.errstate(all="ignore"):
+        x = content(rng, (2, 2, K)).astype(np.float32)
+        score, shift = np.exp(rng.standard_normal(K)).astype(np.float32), np.zeros(K, np.float32)
+        made = with_body(nm_topk_model(**attributes))
+        runtime = session("float32", **attributes) if evaluator == "onnxruntime" else ReferenceEvaluator(made)
+        for scored in (np.ones(K, np.float32), score):
+            assert_agrees(run(runtime, x, scored, shift), x, scored, shift, attributes)
 
 
 @pytest.mark.parametrize("optimized", [True, False])

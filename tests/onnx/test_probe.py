@@ -2,42 +2,28 @@
 
 import numpy as np
 import pytest
-import torch
 
 from nm_export.errors import NMExportError
 from nm_export.onnx import run_probe
+from nm_export.verification.modules import capture_inputs, check_modules, record_modules
 from tests.onnx.tiny import METHODS, tokens
 
 
-def captured(model):
-    """The input of every pruned linear in one call."""
-    inputs = {}
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0].numpy().copy()}))
-        for name, module in model.nm_modules().items()
-    ]
-    with torch.no_grad():
-        model(tokens())
-    for hook in hooks:
-        hook.remove()
-    return inputs
-
-
 @pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("kernel", ["fused", "topk"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", ["qwen2", "phi3"])
-def test_every_module_keeps_what_torch_keeps(architecture, method, library, publish):
-    published = publish(architecture, method)
-    inputs = captured(published.model)
-    answers = run_probe(published.result.model_path, inputs, library=library)
-    assert answers.keys() == inputs.keys()
-    for name, module in published.model.nm_modules().items():
-        with torch.no_grad():
-            values, _ = module.prune(torch.from_numpy(inputs[name]))
-            expected = module(torch.from_numpy(inputs[name])).numpy()
-        kept, y = answers[name]
-        np.testing.assert_array_equal(kept, values.numpy() != 0)
-        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+def test_every_module_computes_what_torch_computes(architecture, method, kernel, library, publish):
+    """As verification does it: a prompt, then its last token alone."""
+    published = publish(architecture, method, kernel)
+    inputs = capture_inputs(published.model, tokens(samples=1))
+    calls = [
+        run_probe(published.result.model_path, {n: x[:, start:].numpy() for n, x in inputs.items()}, library=library)
+        for start in (0, -1)
+    ]
+    assert all(call.keys() == published.model.nm_modules().keys() for call in calls)
+    actual = {name: tuple(np.concatenate([call[name][i] for call in calls], axis=1) for i in (0, 1)) for name in inputs}
+    check_modules("ONNX Runtime", record_modules(published.model, inputs), actual, tolerance=1e-5)
 
 
 def test_one_module_of_a_shared_input_answers_for_all(publish):

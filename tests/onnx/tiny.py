@@ -22,7 +22,7 @@ from transformers import (
 from nm_export.calibration import calibrate
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.plan import make_plan
-from tests.tiny_models import recipe
+from nm_export.recipe import Recipe
 
 VOCABULARY = 96
 SIZES: dict[str, Any] = {
@@ -75,6 +75,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "vocabulary as wide as the MLP": LlamaConfig(**{**SIZES, "vocab_size": SIZES["intermediate_size"]}),
 }
+_ALL = {"output_scale": True, "output_bias": "learned", "residual_rank": 5}
 # Every kind of constant that a graph can hold.
 METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"pattern": "8:16"},
@@ -83,7 +84,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "dynamic_median": {"pattern": "4:8", "shift": "dynamic_median", "phase": "prefill"},
     "static_scalar": {"pattern": "2:4", "shift": "static_scalar", "phase": "decode"},
     "static_channel": {"pattern": "2:4", "shift": "static_channel", "score": "weight_norm"},
+    "unstructured": {"pattern": "30%", "score": "weight_norm", "variance_correction": True},
+    "output_scale": {"pattern": "2:4", "output_scale": True},
+    "output_bias": {"pattern": "2:4", "output_bias": "learned"},
+    "residual": {"pattern": "2:4", "residual_rank": 3},
+    "all, dynamic": {"pattern": "4:8", "shift": "dynamic_mean", "variance_correction": True} | _ALL,
+    "all, learned": {"pattern": "8:16", "shift": "learned", "score": "weight_norm"} | _ALL,
+    "all, prefill": {"pattern": "2:4", "shift": "static_scalar", "phase": "prefill"} | _ALL,
+    "all, decode": {"pattern": "50%", "shift": "dynamic_median", "phase": "decode"} | _ALL,
 }
+WEIGHTS = {"pattern": "2:4", "prune": "weights"}
 
 
 def dense(name: str = "llama", config: PreTrainedConfig | None = None) -> PreTrainedModel:
@@ -97,11 +107,31 @@ def dense(name: str = "llama", config: PreTrainedConfig | None = None) -> PreTra
 
 
 def sparse(name: str = "llama", **sparsity: Any) -> Any:
-    """A calibrated sparse model."""
+    """A calibrated sparse model; what would be learned is random."""
     model = dense(name)
-    model = NMSparseForCausalLM.from_dense(model, make_plan(model, recipe(**sparsity)).sparsity())
+    learning = {"mode": "end_to_end", "parameters": ("shift", "scale", "bias", "residual")}
+    recipe = Recipe(model={"source": "in-memory"}, sparsity=sparsity, learning=learning)
+    model = NMSparseForCausalLM.from_dense(model, make_plan(model, recipe).sparsity())
     calibrate(model, tokens(samples=4, length=16, seed=1), 2)
+    for module in model.nm_modules().values():
+        _learn(module)
     return model.eval()
+
+
+def _learn(module: Any) -> None:
+    generator = torch.Generator().manual_seed(2)  # linears that share an input share its shift
+    learned = {
+        "nm_scale": (1.0, 0.3),
+        "nm_bias": (0.0, 0.3),
+        "nm_residual_in": (0.0, 0.3),
+        "nm_residual_out": (0.0, 0.3),
+    }
+    if module.shift == "learned":
+        learned = {"nm_shift": (0.1, 0.1)} | learned
+    for name, (mean, std) in learned.items():
+        if (buffer := getattr(module, name)) is not None:
+            buffer.normal_(mean, std, generator=generator)
+    module.update_offset()
 
 
 def tokens(samples: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
