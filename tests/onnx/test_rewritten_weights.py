@@ -20,7 +20,6 @@ from tests.onnx.graphs import exported, largest_difference, load
 from tests.onnx.test_genai import generated
 from tests.onnx.tiny import METHODS, WEIGHTS, dense, sparse, tokens
 
-
 NEUTRAL = {
     "shift": "none",
     "score": "magnitude",

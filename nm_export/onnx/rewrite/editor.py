@@ -87,6 +87,8 @@ class GraphEditor:
     def follow(self, value: str, op_type: str, other: str, name: str) -> str:
         """Put `op_type(value, other)`, of the value's shape, behind a value: whatever read the value reads the result.
 
+        `other` does not depend on the value.
+
         Returns:
             The name of the result. An output of the graph keeps its name, and what was it gets another.
         """
