@@ -16,8 +16,8 @@ from nm_export.errors import UserError
 from nm_export.modeling.modeling_nm_sparse import group_size
 from nm_export.progress import track
 
-_SCORE_NEEDS: dict[str, Statistic] = {"clact": "square", "smoothquant": "maximum"}
-_SHIFT_NEEDS: dict[str, Statistic] = {"static_channel": "mean", "static_scalar": "median"}
+_SCORE_NEEDS: dict[str, Statistic] = {"clact": "square_sum", "smoothquant": "maximum"}
+_SHIFT_NEEDS: dict[str, Statistic] = {"static_channel": "sum", "static_scalar": "median_sum"}
 
 BIAS_SEQUENCES = 16
 """Sequences on which output biases are fitted: all of them are in memory at once."""

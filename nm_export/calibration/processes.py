@@ -42,8 +42,6 @@ class Processes:
         states = [each.state() for each in statistics]
         rows = self.gather(torch.cat(states))
         for own, parts in zip(statistics, rows.split([len(state) for state in states], dim=1), strict=True):
-            own.load(parts[0])
+            own.tensors = own.unpack(parts[0])
             for part in parts[1:]:
-                other = InputStatistics(own.channels, own.wanted)
-                other.load(part)
-                own.merge(other)
+                own.add(own.unpack(part))

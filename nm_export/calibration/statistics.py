@@ -1,6 +1,7 @@
 """Running sums over the inputs of linears, gathered by forward hooks that remove themselves."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -10,64 +11,50 @@ from torch import Tensor, nn
 
 from nm_export.errors import UserError
 
-Statistic = Literal["mean", "median", "square", "maximum"]
+Statistic = Literal["tokens", "sum", "median_sum", "square_sum", "maximum"]
+"""Over tokens: their number `[1]`; of each channel, the sum `[K]`; the sum of the tokens' lower medians `[1]`; of each
+channel, the sum of squares `[K]` and the largest magnitude `[K]`."""
 
+_ALWAYS: tuple[Statistic, ...] = ("tokens", "sum")  # the sum tells whether every activation was finite
+_OF_TOKENS: tuple[Statistic, ...] = ("tokens", "median_sum")
 _ELEMENTS = 1 << 16  # looked at together: their float64 copy stays in the cache, and memory far below one activation
 
 
 class InputStatistics:
-    """Sums over the tokens seen so far at one input of `K` channels. Its size does not depend on their number.
+    """What has been seen so far at one input of `K` channels. Its size does not depend on the number of tokens.
 
     Args:
         channels: K.
-        wanted: what is gathered besides the sum of each channel, which also tells whether every activation is finite.
-            Part of the object's kind: only objects of one kind can be merged.
+        wanted: statistics that are gathered besides `tokens` and `sum`.
 
     Attributes:
-        tensors: float64, on the CPU: `tokens` `[1]`, their number; `sum` `[K]` of each channel; and where wanted
-            `median_sum` `[1]` of the tokens' lower medians, `square_sum` `[K]`, `maximum` `[K]` of the magnitudes.
+        tensors: the statistics, float64 on the CPU.
     """
 
     def __init__(self, channels: int, wanted: Iterable[Statistic] = ()) -> None:
         self.channels = channels
-        self.wanted = frozenset(wanted)
-        shapes = {"median": ("median_sum", 1), "square": ("square_sum", channels), "maximum": ("maximum", channels)}
-        sizes = dict([("tokens", 1), ("sum", channels), *(shapes[word] for word in shapes if word in self.wanted)])
-        self.tensors = {name: torch.zeros(size, dtype=torch.float64) for name, size in sizes.items()}
+        self.tensors: dict[Statistic, Tensor] = {
+            word: torch.zeros(1 if word in _OF_TOKENS else channels, dtype=torch.float64)
+            for word in dict.fromkeys((*_ALWAYS, *sorted(wanted)))
+        }
 
     def update(self, x: Tensor) -> None:
         """Add the tokens of `x` `[..., K]`."""
-        tokens = x.reshape(-1, self.channels)
-        self.tensors["tokens"] += len(tokens)
-        seen = {name: tensor.to(x.device) for name, tensor in self.tensors.items()}
-        for chunk in tokens.split(max(1, _ELEMENTS // self.channels)):
-            if "median_sum" in seen:
-                seen["median_sum"] += _lower_medians(chunk).sum(dtype=torch.float64)
-            if "maximum" in seen:  # two reductions take a third of the time of one over the magnitudes
-                largest = torch.maximum(chunk.amax(dim=0), chunk.amin(dim=0).neg_())
-                torch.maximum(seen["maximum"], largest.double(), out=seen["maximum"])
-            exact = chunk.double()
-            ones = exact.new_ones(len(exact))
-            seen["sum"] += ones @ exact
-            if "square_sum" in seen:
-                seen["square_sum"] += ones @ exact.square_()
-        for name in self.tensors.keys() - {"tokens"}:
-            self.tensors[name] = seen[name].cpu()
+        self.add(measure(x, self.tensors))
 
-    def merge(self, other: "InputStatistics") -> None:
-        """Add the tokens that another object of the same kind has seen."""
-        for name, tensor in other.tensors.items():
-            combine = torch.maximum if name == "maximum" else torch.add
-            self.tensors[name] = combine(self.tensors[name], tensor)
+    def add(self, seen: Mapping[Statistic, Tensor]) -> None:
+        """Add statistics of further tokens; `seen` may hold more than is wanted here."""
+        for word, tensor in self.tensors.items():
+            self.tensors[word] = _COMBINE.get(word, torch.add)(tensor, seen[word])
 
     def state(self) -> Tensor:
-        """Everything gathered, float64 `[L]`; L follows from the object's kind."""
+        """Everything gathered, float64 `[L]`; L follows from the channels and from what is wanted."""
         return torch.cat(list(self.tensors.values()))
 
-    def load(self, state: Tensor) -> None:
-        """Take over the `state` of another object of this kind."""
+    def unpack(self, state: Tensor) -> dict[Statistic, Tensor]:
+        """Split the `state` of an object of the same kind into its statistics, for `add`."""
         parts = state.split([len(tensor) for tensor in self.tensors.values()])
-        self.tensors = {name: part.clone() for name, part in zip(self.tensors, parts, strict=True)}
+        return dict(zip(self.tensors, parts, strict=True))
 
     @property
     def finite(self) -> bool:
@@ -76,13 +63,13 @@ class InputStatistics:
 
     @property
     def channel_mean(self) -> Tensor:
-        """Mean of each channel, float32 `[K]`."""
-        return (self.tensors["sum"] / self.tensors["tokens"]).float()
+        """Mean of each channel, float32 `[K]`; 0 without tokens."""
+        return (self.tensors["sum"] / self.tensors["tokens"].clamp(min=1)).float()
 
     @property
     def mean_median(self) -> Tensor:
-        """Mean of the tokens' medians, float32 `[1]`."""
-        return (self.tensors["median_sum"] / self.tensors["tokens"]).float()
+        """Mean of the tokens' medians, float32 `[1]`; 0 without tokens."""
+        return (self.tensors["median_sum"] / self.tensors["tokens"].clamp(min=1)).float()
 
     @property
     def channel_norm(self) -> Tensor:
@@ -93,6 +80,35 @@ class InputStatistics:
     def channel_maximum(self) -> Tensor:
         """Largest magnitude of each channel, float64 `[K]`."""
         return self.tensors["maximum"]
+
+
+_COMBINE = {"maximum": torch.maximum}
+
+
+def measure(x: Tensor, wanted: Collection[Statistic]) -> dict[Statistic, Tensor]:
+    """Return the wanted statistics of the tokens of `x` `[..., K]`, float64 on the CPU, after one walk over them."""
+    tokens = x.reshape(-1, x.shape[-1])
+    seen: dict[Statistic, Tensor] = {
+        word: torch.zeros(1 if word in _OF_TOKENS else x.shape[-1], dtype=torch.float64, device=x.device)
+        for word in wanted
+    }
+    if "tokens" in seen:
+        seen["tokens"] += len(tokens)
+    # an expert that no token reaches is called with none
+    for chunk in tokens.split(max(1, _ELEMENTS // x.shape[-1])) if len(tokens) else ():
+        if "median_sum" in seen:
+            seen["median_sum"] += _lower_medians(chunk).sum(dtype=torch.float64)
+        if "maximum" in seen:  # two reductions take a third of the time of one over the magnitudes
+            largest = torch.maximum(chunk.amax(dim=0), chunk.amin(dim=0).neg_())
+            torch.maximum(seen["maximum"], largest.double(), out=seen["maximum"])
+        if "sum" in seen or "square_sum" in seen:
+            exact = chunk.double()
+            ones = exact.new_ones(len(exact))
+            if "sum" in seen:
+                seen["sum"] += ones @ exact
+            if "square_sum" in seen:
+                seen["square_sum"] += ones @ exact.square_()
+    return {word: tensor.cpu() for word, tensor in seen.items()}
 
 
 def not_finite(name: str) -> UserError:
@@ -107,13 +123,22 @@ def not_finite(name: str) -> UserError:
 def collecting(statistics: Mapping[str, InputStatistics], modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Within the block, update each module's statistics at every forward pass.
 
+    Modules that read one tensor in turn share what has been measured of it.
+
     Raises:
         UserError: an activation is NaN or infinite; names the module.
     """
+    recent: weakref.ref[Tensor] | None = None
+    known: dict[Statistic, Tensor] = {}
 
     def hook_for(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            statistics[name].update(args[0])
+            nonlocal recent
+            if recent is None or recent() is not args[0]:
+                known.clear()
+                recent = weakref.ref(args[0])
+            known.update(measure(args[0], statistics[name].tensors.keys() - known.keys()))
+            statistics[name].add(known)
             if not statistics[name].finite:
                 raise not_finite(name)
 

@@ -1,7 +1,7 @@
 """Calibration with every statistic on, beside a plain dense forward pass over the same tokens, on SmolLM2-135M.
 
-Run as `python -m tests.calibration.bench_calibration [--rounds R] [--samples S] [--batch-size B] `. Rounds alternate, so
-that a busy machine slows both, and the ratio is taken round by round. Peak memory is that of one process for each side.
+Run as `python -m tests.calibration.bench_calibration [--rounds R] [--samples S] [--batch-size B]`. Rounds alternate,
+so that a busy machine slows both, and the ratio is taken round by round. Peak memory is that of one process a side.
 """
 
 import argparse
@@ -67,7 +67,10 @@ def main() -> None:
         return
     dense(model, sequences[:1], 1)
     rounds = [
-        (seconds(dense, model, sequences, arguments.batch_size), seconds(calibrate, model, sequences, arguments.batch_size))
+        (
+            seconds(dense, model, sequences, arguments.batch_size),
+            seconds(calibrate, model, sequences, arguments.batch_size),
+        )
         for _ in range(arguments.rounds)
     ]
     ratio = statistics.median(calibrated / plain for plain, calibrated in rounds)

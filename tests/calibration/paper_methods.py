@@ -1,0 +1,156 @@
+"""The methods of arXiv 2509.22166 as its formulas read: plain and slow, and sharing no code with the package.
+
+`python -m tests.calibration.paper_methods [METHOD ...]` compares the package with them on SmolLM2-135M: the perplexity
+of both, on windows of the built-in text.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+# What a recipe says to get each method from the package.
+RECIPES = {
+    "magnitude": {},
+    "s_pts_scalar": {"shift": "static_scalar"},
+    "s_pts_channel": {"shift": "static_channel"},
+    "d_pts_mean": {"shift": "dynamic_mean"},
+    "d_pts_median": {"shift": "dynamic_median"},
+    "var": {"variance_correction": True},
+    "amber": {"score": "amber"},
+    "clact": {"score": "clact"},
+    "clact_noncausal": {"score": "clact_noncausal"},
+}
+
+
+def keep_largest(score: torch.Tensor, n: int, m: int) -> torch.Tensor:
+    """1 where an entry is among the n largest of its group of m, 0 elsewhere."""
+    mask = torch.zeros_like(score)
+    for first in range(0, score.shape[-1], m):
+        chosen = torch.topk(score[..., first : first + m], n, dim=-1).indices
+        mask[..., first : first + m].scatter_(-1, chosen, 1.0)
+    return mask
+
+
+def standardised(weight: torch.Tensor) -> torch.Tensor:
+    """Amber's What: mean and deviation are those of the weights inside the 0.5 and 99.5 percentiles."""
+    ordered = weight.flatten().double().sort().values
+
+    def percentile(p: float) -> torch.Tensor:
+        at = p / 100 * (len(ordered) - 1)
+        low, part = math.floor(at), at - math.floor(at)
+        return ordered[low] * (1 - part) + ordered[min(low + 1, len(ordered) - 1)] * part
+
+    inside = ordered[(ordered >= percentile(0.5)) & (ordered <= percentile(99.5))]
+    return (weight.double() - inside.mean()) / inside.std(unbiased=False)
+
+
+def outputs(method: str, linear: nn.Linear, x: torch.Tensor, calibration: torch.Tensor, n: int, m: int) -> torch.Tensor:
+    """Y of one linear; `x` is `[batch, tokens, K]`, `calibration` `[tokens, K]` of the dense model."""
+    e = torch.zeros(())
+    if method == "s_pts_scalar":  # mean of the tokens' medians
+        e = calibration.median(dim=-1).values.mean()
+    elif method == "s_pts_channel":
+        e = calibration.mean(dim=0)
+    elif method == "d_pts_mean":
+        e = x.mean(dim=-1, keepdim=True)
+    elif method == "d_pts_median":
+        e = x.median(dim=-1, keepdim=True).values
+    z = x - e
+    score = z.abs()
+    if method == "amber":
+        score = score * standardised(linear.weight).norm(dim=0).float()
+    elif method == "clact":
+        score = score * calibration.norm(dim=0) / x.norm(dim=-1, keepdim=True)
+    elif method == "clact_noncausal":
+        score = score * x.flatten(0, -2).norm(dim=0) / x.norm(dim=-1, keepdim=True)
+    pruned = z * keep_largest(score, n, m)
+    if method == "var":
+        pruned = pruned * (x.var(dim=-1, keepdim=True) / pruned.var(dim=-1, keepdim=True)).sqrt()
+    y = (pruned + e) @ linear.weight.T
+    return y if linear.bias is None else y + linear.bias
+
+
+def decoder_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and "lm_head" not in name
+    }
+
+
+def calibration_inputs(model: nn.Module, sequences: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each linear of the dense model reads, `[tokens, K]`, all of it."""
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [
+        linear.register_forward_pre_hook(lambda _, args, name=name: seen.__setitem__(name, args[0].flatten(0, -2)))
+        for name, linear in decoder_linears(model).items()
+    ]
+    with torch.no_grad():
+        model(sequences)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@contextmanager
+def pruned(
+    model: nn.Module, method: str, calibration: dict[str, torch.Tensor], n: int = 8, m: int = 16
+) -> Iterator[nn.Module]:
+    """Within the block, every decoder linear of a dense model computes the method."""
+
+    def patched(name: str, linear: nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: outputs(method, linear, x, calibration[name], n, m)
+
+    linears = decoder_linears(model)
+    for name, linear in linears.items():
+        linear.forward = patched(name, linear)
+    try:
+        yield model
+    finally:
+        for linear in linears.values():
+            del linear.forward
+
+
+@torch.no_grad()
+def log_probabilities(model: nn.Module, windows: torch.Tensor) -> torch.Tensor:
+    return torch.cat([model(window[None]).logits.log_softmax(-1) for window in windows])
+
+
+def perplexity(predictions: torch.Tensor, windows: torch.Tensor) -> float:
+    truth = predictions[:, :-1].gather(-1, windows[:, 1:, None])
+    return math.exp(-truth.mean())
+
+
+def main() -> None:
+    from nm_export import sparsify
+    from nm_export.calibration import calibrate
+    from nm_export.calibration.text import token_sequences
+    from nm_export.recipe import CalibrationSection, EvaluationSection, ModelSection
+    from nm_export.sources import load_model
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("methods", nargs="*", default=list(RECIPES))
+    parser.add_argument("--windows", type=int, default=2)
+    arguments = parser.parse_args()
+    section = ModelSection(source="sample:smollm2-135m-instruct")
+    dense, tokenizer, _ = load_model(section)
+    text = token_sequences(tokenizer, CalibrationSection(num_samples=4, sequence_length=256))
+    held_out = EvaluationSection(dataset="builtin:python-docs", num_samples=arguments.windows, sequence_length=512)
+    windows = token_sequences(tokenizer, held_out)
+    inputs = calibration_inputs(dense, text)
+    print(f"dense {perplexity(log_probabilities(dense, windows), windows):.3f}", flush=True)
+    for method in arguments.methods:
+        with pruned(dense, method, inputs):
+            theirs = perplexity(log_probabilities(dense, windows), windows)
+        ours = sparsify(load_model(section)[0], **RECIPES[method])
+        calibrate(ours, text)
+        own = perplexity(log_probabilities(ours, windows), windows)
+        print(f"{method}: package {own:.3f}, formulas {theirs:.3f}, {own / theirs - 1:+.2%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
