@@ -17,7 +17,7 @@ const RowKernels* row_kernels() {
 }
 
 bool is_pattern(int32_t n, int32_t m, size_t channels) {
-  return 1 <= n && n <= m && m <= kMaxGroupSize && channels > 0 && channels % static_cast<size_t>(m) == 0;
+  return 1 <= n && n <= m && channels > 0 && channels % static_cast<size_t>(m) == 0;
 }
 
 template <class Body>
@@ -73,7 +73,8 @@ int32_t keep_mask_rows(const float* scores, size_t rows, size_t channels, int32_
   if (rows == 0) return NM_EXPORT_OK;
 
   const NMTopK nm_topk({n, m, ShiftMode::kStatic, false}, *kernels);
-  nm_topk.keep_mask(scores, rows, channels, mask);
+  Workspace workspace;
+  nm_topk.keep_mask(scores, rows, channels, workspace, mask);
   return NM_EXPORT_OK;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "large_group.h"
 #include "median.h"
 #include "strict_floats.h"
 
@@ -23,7 +24,8 @@ void narrow(const RowKernels& kernels, const float* source, size_t channels, BFl
   kernels.narrow_bfloat16(source, channels, &target->bits);
 }
 
-float* grow(std::vector<float>& buffer, size_t channels) {
+template <class T>
+T* grow(std::vector<T>& buffer, size_t channels) {
   if (buffer.size() < channels) buffer.resize(channels);
   return buffer.data();
 }
@@ -32,8 +34,43 @@ float* grow(std::vector<float>& buffer, size_t channels) {
 
 NMTopK::NMTopK(const NMTopKParameters& parameters, const RowKernels& kernels)
     : parameters_(parameters),
-      pattern_{parameters.n, parameters.m, make_selection_network(parameters.n, parameters.m)},
+      has_large_groups_(parameters.m > kMaxGroupSize),
+      pattern_{parameters.n, parameters.m,
+               has_large_groups_ ? SelectionNetwork{} : make_selection_network(parameters.n, parameters.m)},
       kernels_(kernels) {}
+
+void NMTopK::prune(const float* x, const float* score, Shift shift, size_t channels, Workspace& workspace,
+                   float* values) const {
+  if (!has_large_groups_) {
+    kernels_.prune(x, score, shift, channels, pattern_, values);
+    return;
+  }
+  const auto m = static_cast<size_t>(pattern_.m);
+  int32_t* keys = grow(workspace.keys, m);
+  kernels_.subtract(x, shift, channels, values);
+  for (size_t start = 0; start < channels; start += m) {
+    float* z = values + start;
+    score_keys(z, score + start, m, keys);
+    zero_dropped(find_cut(kernels_, keys, static_cast<size_t>(pattern_.n), m), keys, m, z);
+  }
+}
+
+void NMTopK::keep_mask_of_token(const float* scores, size_t channels, Workspace& workspace, uint8_t* mask) const {
+  if (pattern_.n == pattern_.m) {
+    std::fill_n(mask, channels, uint8_t{1});
+    return;
+  }
+  if (!has_large_groups_) {
+    kernels_.keep_mask(scores, channels, pattern_, mask);
+    return;
+  }
+  const auto m = static_cast<size_t>(pattern_.m);
+  int32_t* keys = grow(workspace.keys, m);
+  for (size_t start = 0; start < channels; start += m) {
+    score_keys(scores + start, nullptr, m, keys);
+    mask_kept(find_cut(kernels_, keys, static_cast<size_t>(pattern_.n), m), keys, m, mask + start);
+  }
+}
 
 float NMTopK::variance_ratio(const float* z, const float* p, size_t channels) const {
   const auto count = static_cast<double>(channels);
@@ -76,11 +113,11 @@ float NMTopK::run_token(const T* x, const float* score, Shift shift, size_t chan
   } else if (parameters_.variance_correction) {
     float* z = grow(workspace.shifted, channels);
     kernels_.subtract(xf, shift, channels, z);
-    kernels_.prune(z, score, Shift{nullptr, 0.0f}, channels, pattern_, p);
+    prune(z, score, Shift{nullptr, 0.0f}, channels, workspace, p);
     const float nu = variance_ratio(z, p, channels);
     if (nu != 1.0f) kernels_.scale(p, nu, channels);
   } else {
-    kernels_.prune(xf, score, shift, channels, pattern_, p);
+    prune(xf, score, shift, channels, workspace, p);
   }
   if constexpr (!kIsFloat) narrow(kernels_, p, channels, values);
   return e;
@@ -96,15 +133,10 @@ void NMTopK::run(const T* x, const float* score, Shift shift, size_t tokens, siz
   }
 }
 
-void NMTopK::keep_mask(const float* scores, size_t tokens, size_t channels, uint8_t* mask) const {
+void NMTopK::keep_mask(const float* scores, size_t tokens, size_t channels, Workspace& workspace, uint8_t* mask) const {
   const StrictFloats strict;
   for (size_t t = 0; t < tokens; ++t) {
-    const size_t first = t * channels;
-    if (pattern_.n == pattern_.m) {
-      std::fill_n(mask + first, channels, uint8_t{1});
-    } else {
-      kernels_.keep_mask(scores + first, channels, pattern_, mask + first);
-    }
+    keep_mask_of_token(scores + t * channels, channels, workspace, mask + t * channels);
   }
 }
 

@@ -19,13 +19,15 @@ struct NMTopKParameters {
   bool variance_correction;
 };
 
-// Float32 buffers of one worker, kept between calls.
+// Buffers of one worker, kept between calls.
 struct Workspace {
   std::vector<float> shifted;
   std::vector<float> pruned;
+  std::vector<int32_t> keys;
 };
 
-// What is the same for every token of every call. 1 <= n <= m <= kMaxGroupSize.
+// What is the same for every token of every call. 1 <= n <= m. Groups of up to kMaxGroupSize channels are selected
+// side by side, larger ones one after the other.
 class NMTopK {
  public:
   NMTopK(const NMTopKParameters& parameters, const RowKernels& kernels);
@@ -38,8 +40,8 @@ class NMTopK {
   void run(const T* x, const float* score, Shift shift, size_t tokens, size_t channels, bool pruned,
            Workspace& workspace, T* values, float* token_shift) const;
 
-  // mask[j] = 1 where a channel is kept, else 0. scores: as many rows, not negative.
-  void keep_mask(const float* scores, size_t tokens, size_t channels, uint8_t* mask) const;
+  // mask[j] = 1 where channel j is kept, else 0. Scores are not negative. Throws as `run` does.
+  void keep_mask(const float* scores, size_t tokens, size_t channels, Workspace& workspace, uint8_t* mask) const;
 
   const NMTopKParameters& parameters() const { return parameters_; }
 
@@ -47,9 +49,13 @@ class NMTopK {
   template <class T>
   float run_token(const T* x, const float* score, Shift shift, size_t channels, bool pruned, Workspace& workspace,
                   T* values) const;
+  void prune(const float* x, const float* score, Shift shift, size_t channels, Workspace& workspace,
+             float* values) const;
+  void keep_mask_of_token(const float* scores, size_t channels, Workspace& workspace, uint8_t* mask) const;
   float variance_ratio(const float* z, const float* p, size_t channels) const;
 
   NMTopKParameters parameters_;
+  bool has_large_groups_;
   Pattern pattern_;
   const RowKernels& kernels_;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <memory>
 #include <new>
 #include <string>
@@ -51,6 +52,7 @@ size_t cost_of_token(const NMTopKParameters& parameters, size_t channels) {
   size_t cost = 1;
   if (parameters.shift_mode == ShiftMode::kDynamicMedian) cost += 4;
   if (parameters.variance_correction) cost += 1;
+  if (parameters.m > kMaxGroupSize) cost += 1;
   return cost * channels;
 }
 
@@ -143,7 +145,7 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
   const Api& api = *self.api;
   return guarded(api, kName, [&] {
     const std::string node = node_name(api, info, kName);
-    const int64_t m = attribute(api, info, node, "m", 1, kMaxGroupSize);
+    const int64_t m = attribute(api, info, node, "m", 1, std::numeric_limits<int>::max());
     const int64_t n = attribute(api, info, node, "n", 1, m);
     const int64_t shift_mode = attribute(api, info, node, "shift_mode", 0, 2);
     const int64_t variance_correction = attribute(api, info, node, "variance_correction", 0, 1);

@@ -12,6 +12,7 @@
 
 namespace nm_export {
 
+// For groups of at most kMaxGroupSize channels.
 struct Pattern {
   int n;
   int m;
@@ -42,6 +43,8 @@ struct RowKernels {
   // For the median: whether v holds a NaN, and how many numbers are less than `limit`.
   bool (*has_nan)(const float* v, size_t channels);
   size_t (*count_below)(const float* v, float limit, size_t channels);
+  // For groups larger than a Pattern: how many keys are not less than `limit`.
+  size_t (*count_at_least)(const int32_t* keys, int32_t limit, size_t channels);
   // float16 and bfloat16 from and to float32, rounded to the nearest, ties to even.
   void (*widen_float16)(const uint16_t* source, size_t channels, float* target);
   void (*narrow_float16)(const float* source, size_t channels, uint16_t* target);

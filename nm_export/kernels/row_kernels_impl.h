@@ -9,22 +9,11 @@
 
 #include <utility>  // types only
 
-#include "float_bits.h"
 #include "row_kernels.h"
+#include "score_key.h"
 
 namespace nm_export {
 namespace {
-
-// Scores are not negative, so their bits order like themselves; every NaN becomes one key just above +inf.
-constexpr int32_t kMagnitudeBits = 0x7fffffff;
-constexpr int32_t kNanKey = 0x7f800001;
-
-inline float magnitude(float z) { return float_of(static_cast<uint32_t>(bits_of(z) & kMagnitudeBits)); }
-
-inline int32_t key_of(float z, float score) {
-  const int32_t key = bits_of(magnitude(z) * score) & kMagnitudeBits;
-  return key < kNanKey ? key : kNanKey;
-}
 
 // z = x - shift, where the shift is a vector of channels or one number.
 template <class Lanes>
@@ -320,6 +309,22 @@ size_t count_below(const float* v, float limit, size_t channels) {
   size_t rest = 0;
   for (; i < channels; ++i) rest += v[i] < limit ? 1u : 0u;
   return total.total() + rest;
+}
+
+template <class Lanes>
+size_t count_at_least(const int32_t* keys, int32_t limit, size_t channels) {
+  const auto limits = Lanes::broadcast_int(limit);
+  auto lanes = Lanes::broadcast_int(0);
+  size_t i = 0;
+  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) {
+    lanes = Lanes::increment_unless(Lanes::greater(limits, Lanes::load_int(keys + i)), lanes);
+  }
+  alignas(64) int32_t counts[Lanes::kWidth];
+  Lanes::store_int(counts, lanes);
+  size_t total = 0;
+  for (const int32_t count : counts) total += static_cast<size_t>(count);
+  for (; i < channels; ++i) total += keys[i] >= limit ? 1u : 0u;
+  return total;
 }
 
 template <class Lanes>

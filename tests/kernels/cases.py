@@ -41,9 +41,10 @@ SHAPES = [(), (1,), (5,), (1, 1), (2, 3), (3, 1), (1, 2, 3), (0,), (2, 0)]
 
 @st.composite
 def cases(draw):
-    m = draw(st.one_of(st.integers(1, 64), st.sampled_from([4, 8, 16, 32, 64])))
+    m = draw(st.one_of(st.integers(1, 64), st.sampled_from([4, 8, 16, 32, 64]), st.integers(65, 1100)))
     n = draw(st.one_of(st.integers(1, m), st.just(max(1, m // 2))))
-    K = m * draw(st.one_of(st.integers(1, 4), st.integers(1, 70 if m <= 16 else 20)))
+    most_groups = 70 if m <= 16 else 20 if m <= 64 else 2
+    K = m * draw(st.one_of(st.integers(1, min(4, most_groups)), st.integers(1, most_groups)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dtype, _ = DTYPES[draw(st.sampled_from(list(DTYPES)))]
     with np.errstate(all="ignore"):

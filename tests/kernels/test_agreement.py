@@ -46,6 +46,22 @@ def test_every_pattern(isa, m):
             assert_identical(values, reference.nm_topk(x, score, shift, n=n, m=m)[0])
 
 
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("m", [65, 100, 576])
+def test_unstructured_patterns(isa, m):
+    """One group of all channels, at every number of kept ones, with ties at nearly every boundary."""
+    if isa not in supported_instruction_sets():
+        pytest.skip(f"this machine has no {isa}")
+    rng = np.random.default_rng(m)
+    x = rng.integers(-30, 31, (1, m)).astype(np.float32)
+    x[0, rng.integers(0, m, 3)] = [np.nan, np.inf, -0.0]
+    score, shift = np.ones(m, np.float32), np.zeros(m, np.float32)
+    with instruction_set(isa):
+        for n in range(1, m + 1, 1 if m <= 100 else 23):
+            values, _ = run(create_session(nm_topk_model(n=n, m=m)), x, score, shift)
+            assert_identical(values, reference.nm_topk(x, score, shift, n=n, m=m)[0])
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_converts_every_number_of_sixteen_bits(isa, dtype):

@@ -14,6 +14,7 @@ struct Avx2Lanes {
 
   static Float load(const float* source) { return _mm256_loadu_ps(source); }
   static void store(float* target, Float v) { _mm256_storeu_ps(target, v); }
+  static Int load_int(const int32_t* source) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)); }
   static void store_int(int32_t* target, Int v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), v); }
   static Float broadcast(float value) { return _mm256_set1_ps(value); }
   static Int broadcast_int(int32_t value) { return _mm256_set1_epi32(value); }
@@ -127,8 +128,9 @@ void narrow_float16(const float* source, size_t channels, uint16_t* target) {
 const RowKernels kAvx2Kernels = {
     prune<Avx2Lanes>,   keep_mask<Avx2Lanes>,   subtract<Avx2Lanes>,
     scale<Avx2Lanes>,   sum<Avx2Lanes>,         sum_of_squares<Avx2Lanes>,
-    has_nan<Avx2Lanes>, count_below<Avx2Lanes>, widen_float16,
-    narrow_float16,     widen_bfloat16,         narrow_bfloat16,
+    has_nan<Avx2Lanes>, count_below<Avx2Lanes>, count_at_least<Avx2Lanes>,
+    widen_float16,      narrow_float16,         widen_bfloat16,
+    narrow_bfloat16,
 };
 
 }  // namespace nm_export

@@ -14,6 +14,7 @@ struct Avx512Lanes {
 
   static Float load(const float* source) { return _mm512_loadu_ps(source); }
   static void store(float* target, Float v) { _mm512_storeu_ps(target, v); }
+  static Int load_int(const int32_t* source) { return _mm512_loadu_si512(source); }
   static void store_int(int32_t* target, Int v) { _mm512_storeu_si512(target, v); }
   static Float broadcast(float value) { return _mm512_set1_ps(value); }
   static Int broadcast_int(int32_t value) { return _mm512_set1_epi32(value); }
@@ -122,8 +123,9 @@ void narrow_float16(const float* source, size_t channels, uint16_t* target) {
 const RowKernels kAvx512Kernels = {
     prune<Avx512Lanes>,   keep_mask<Avx512Lanes>,   subtract<Avx512Lanes>,
     scale<Avx512Lanes>,   sum<Avx512Lanes>,         sum_of_squares<Avx512Lanes>,
-    has_nan<Avx512Lanes>, count_below<Avx512Lanes>, widen_float16,
-    narrow_float16,       widen_bfloat16,           narrow_bfloat16,
+    has_nan<Avx512Lanes>, count_below<Avx512Lanes>, count_at_least<Avx512Lanes>,
+    widen_float16,        narrow_float16,           widen_bfloat16,
+    narrow_bfloat16,
 };
 
 }  // namespace nm_export

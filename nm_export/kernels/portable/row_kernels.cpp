@@ -34,6 +34,9 @@ struct PortableLanes {
   static void store(float* target, const Float& v) {
     for (int i = 0; i < kWidth; ++i) target[i] = v.at[i];
   }
+  static Int load_int(const int32_t* source) {
+    return each([=](int i) { return source[i]; });
+  }
   static void store_int(int32_t* target, const Int& v) {
     for (int i = 0; i < kWidth; ++i) target[i] = v.at[i];
   }
@@ -156,12 +159,19 @@ void narrow_float16(const float* source, size_t channels, uint16_t* target) {
 }  // namespace
 
 const RowKernels kPortableKernels = {
-    prune<PortableLanes>,    keep_mask<PortableLanes>,
-    subtract<PortableLanes>, scale<PortableLanes>,
-    sum<PortableLanes>,      sum_of_squares<PortableLanes>,
-    has_nan<PortableLanes>,  count_below<PortableLanes>,
-    widen_float16,           narrow_float16,
-    widen_bfloat16,          narrow_bfloat16,
+    prune<PortableLanes>,
+    keep_mask<PortableLanes>,
+    subtract<PortableLanes>,
+    scale<PortableLanes>,
+    sum<PortableLanes>,
+    sum_of_squares<PortableLanes>,
+    has_nan<PortableLanes>,
+    count_below<PortableLanes>,
+    count_at_least<PortableLanes>,
+    widen_float16,
+    narrow_float16,
+    widen_bfloat16,
+    narrow_bfloat16,
 };
 
 }  // namespace nm_export

@@ -48,6 +48,7 @@ int main(int argc, char** argv) {
     const char* name;
     NMTopKParameters parameters;
   };
+  const int all = static_cast<int>(channels);
   const Setting settings[] = {
       {"2:4", {2, 4, ShiftMode::kStatic, false}},
       {"4:8", {4, 8, ShiftMode::kStatic, false}},
@@ -58,6 +59,8 @@ int main(int argc, char** argv) {
       {"8:16 mean", {8, 16, ShiftMode::kDynamicMean, false}},
       {"8:16 median", {8, 16, ShiftMode::kDynamicMedian, false}},
       {"8:16 variance", {8, 16, ShiftMode::kStatic, true}},
+      {"half of all", {(all + 1) / 2, all, ShiftMode::kStatic, false}},
+      {"tenth of all", {(all + 9) / 10, all, ShiftMode::kStatic, false}},
   };
   for (const char* isa : {"portable", "avx2", "avx512"}) {
     const InstructionSet set = find_instruction_set(isa);

@@ -103,45 +103,53 @@ float random_number(std::mt19937& random, int kind) {
 
 bool same(float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0 || (std::isnan(a) && std::isnan(b)); }
 
-void test_selection(const char* isa, std::mt19937& random) {
+void test_pattern(const char* isa, int n, int m, size_t groups, std::mt19937& random) {
   const RowKernels& kernels = *find_instruction_set(isa).kernels;
-  for (int m = 1; m <= kMaxGroupSize; ++m) {
-    for (int n = 1; n <= m; ++n) {
-      const size_t channels = static_cast<size_t>(m) * (1 + random() % 40);
-      std::vector<float> x(channels), score(channels), shift(channels), z(channels), values(channels);
-      const int kind = static_cast<int>(random() % 4);
-      for (size_t i = 0; i < channels; ++i) {
-        x[i] = random_number(random, kind);
-        score[i] = random() % 2 ? 1.0f : 0.5f + static_cast<float>(random() % 4);
-        shift[i] = static_cast<float>(random() % 3) * 0.5f;
-        z[i] = x[i] - shift[i];
-      }
-      const NMTopK nm_topk({n, m, ShiftMode::kStatic, false}, kernels);
-      Workspace workspace;
-      float token_shift = -1;
-      nm_topk.run(x.data(), score.data(), Shift{shift.data(), 0.0f}, 1, channels, true, workspace, values.data(),
-                  &token_shift);
-      const std::vector<bool> keep = expected_keep(z, score, n, m);
-      for (size_t i = 0; i < channels; ++i) {
-        if (!same(values[i], keep[i] ? z[i] : 0.0f)) fail("selection", isa, n, m, channels);
-      }
-      if (token_shift != 0) fail("token_shift", isa, n, m, channels);
+  const size_t channels = static_cast<size_t>(m) * groups;
+  std::vector<float> x(channels), score(channels), shift(channels), z(channels), values(channels);
+  const int kind = static_cast<int>(random() % 4);
+  for (size_t i = 0; i < channels; ++i) {
+    x[i] = random_number(random, kind);
+    score[i] = random() % 2 ? 1.0f : 0.5f + static_cast<float>(random() % 4);
+    shift[i] = static_cast<float>(random() % 3) * 0.5f;
+    z[i] = x[i] - shift[i];
+  }
+  const NMTopK nm_topk({n, m, ShiftMode::kStatic, false}, kernels);
+  Workspace workspace;
+  float token_shift = -1;
+  nm_topk.run(x.data(), score.data(), Shift{shift.data(), 0.0f}, 1, channels, true, workspace, values.data(),
+              &token_shift);
+  const std::vector<bool> keep = expected_keep(z, score, n, m);
+  for (size_t i = 0; i < channels; ++i) {
+    if (!same(values[i], keep[i] ? z[i] : 0.0f)) fail("selection", isa, n, m, channels);
+  }
+  if (token_shift != 0) fail("token_shift", isa, n, m, channels);
 
-      std::vector<float> scores(channels);
-      for (size_t i = 0; i < channels; ++i) scores[i] = std::fabs(z[i]) * score[i];
-      std::vector<uint8_t> mask(channels, 2);
-      nm_topk.keep_mask(scores.data(), 1, channels, mask.data());
-      for (size_t i = 0; i < channels; ++i) {
-        if (mask[i] != static_cast<uint8_t>(keep[i])) fail("mask", isa, n, m, channels);
-      }
-    }
+  std::vector<float> scores(channels);
+  for (size_t i = 0; i < channels; ++i) scores[i] = std::fabs(z[i]) * score[i];
+  std::vector<uint8_t> mask(channels, 2);
+  nm_topk.keep_mask(scores.data(), 1, channels, workspace, mask.data());
+  for (size_t i = 0; i < channels; ++i) {
+    if (mask[i] != static_cast<uint8_t>(keep[i])) fail("mask", isa, n, m, channels);
+  }
+}
+
+void test_selection(const char* isa, std::mt19937& random) {
+  for (int m = 1; m <= kMaxGroupSize; ++m) {
+    for (int n = 1; n <= m; ++n) test_pattern(isa, n, m, 1 + random() % 40, random);
+  }
+  for (int round = 0; round < 500; ++round) {
+    const int m = kMaxGroupSize + 1 + static_cast<int>(random() % 1000);
+    const int n =
+        round % 4 == 0 ? m - static_cast<int>(random() % 3) : 1 + static_cast<int>(random() % static_cast<unsigned>(m));
+    test_pattern(isa, n, m, 1 + random() % 3, random);
   }
 }
 
 template <class T>
 void run_every_mode(const RowKernels& kernels, std::mt19937& random) {
   for (int round = 0; round < 200; ++round) {
-    const int m = 1 + static_cast<int>(random() % kMaxGroupSize);
+    const int m = 1 + static_cast<int>(random() % (2 * kMaxGroupSize));
     const int n = 1 + static_cast<int>(random() % static_cast<unsigned>(m));
     const size_t channels = static_cast<size_t>(m) * (1 + random() % 9);
     const size_t tokens = random() % 4;
