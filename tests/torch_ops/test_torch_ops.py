@@ -1,6 +1,5 @@
 """The operators of PyTorch against the specification, and PyTorch's own rules for operators."""
 
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nm_export import torch_ops
+from nm_export.errors import UserError
 from nm_export.modeling import modeling_nm_sparse
 from tests.kernels import reference
 from tests.kernels.cases import assert_follows_specification, cases
-from tests.kernels.sessions import supported_instruction_sets
 
 assert torch_ops.register()
 NM_TOPK, KEEP_MASK = torch.ops.nm_export.nm_topk, torch.ops.nm_export.keep_mask
@@ -203,64 +202,64 @@ def test_bad_arguments_are_named(call, sentence):
         call()
 
 
-def run_python(code: str, **environment: str) -> str:
-    result = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
-
-
-LOOK_UP = """
+IN_A_FRESH_PROCESS = """
+import os
 import torch
 from nm_export import torch_ops
-before = getattr(torch.ops.nm_export, "nm_topk", None)
-print(torch_ops.register(), torch_ops.register(), before is None, hasattr(torch.ops.nm_export, "nm_topk"))
-"""
+from nm_export.errors import UserError
 
+def is_there():
+    return getattr(torch.ops.nm_export, "nm_topk", None) is not None
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, "True True True True"),
-        ({"NM_EXPORT_TORCH_KERNELS": "0"}, "False False True False"),
-        ({"NM_EXPORT_OPS_LIBRARY": os.devnull}, "False False True False"),
-        ({"NM_EXPORT_ISA": "sse9"}, "False False True False"),
-    ],
-)
-def test_the_operators_are_registered_where_they_can_be_used(environment, expected):
-    assert run_python(LOOK_UP, **environment) == expected
+def refused(name, value):
+    os.environ[name] = value
+    answer = torch_ops.register()
+    torch_ops.register.cache_clear()
+    del os.environ[name]
+    return not answer and not is_there()
 
+assert not is_there()
+assert refused("NM_EXPORT_TORCH_KERNELS", "0")
+assert refused("NM_EXPORT_OPS_LIBRARY", os.devnull)
+assert torch_ops.register() and torch_ops.register() and is_there()
 
-CHOICES = """
-import hashlib, torch
-from nm_export import torch_ops
-assert torch_ops.register()
-digest = hashlib.sha256()
-for n, m in ((1, 2), (2, 4), (3, 7), (8, 16), (16, 32), (20, 64), (300, 1000)):
-    x = torch.randint(-9, 10, (5, 21 * m), generator=torch.Generator().manual_seed(m)).float()
-    digest.update(torch.ops.nm_export.nm_topk(x, None, None, n, m, 2, False, True)[0].numpy().tobytes())
-    digest.update(torch.ops.nm_export.keep_mask(x.abs(), n, m).numpy().tobytes())
-print(digest.hexdigest())
-"""
-
-
-def test_every_instruction_set_chooses_the_same():
-    assert len({run_python(CHOICES, NM_EXPORT_ISA=isa) for isa in supported_instruction_sets()}) == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_starts_threads_of_its_own():
-    code = """
-import os, torch
-from nm_export import torch_ops
-assert torch_ops.register()
 torch.set_num_threads(2)
-x = torch.rand(600, 512)
-expected = torch.ops.nm_export.keep_mask(x, 8, 16)
-child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(torch.ops.nm_export.keep_mask(x, 8, 16), expected) else 1)
-print(os.waitpid(child, 0)[1])
+scores = torch.rand(600, 512)
+expected = torch.ops.nm_export.keep_mask(scores, 8, 16)
+if hasattr(os, "fork"):  # the threads of the parent are not in the child
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(torch.ops.nm_export.keep_mask(scores, 8, 16), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+print("done")
 """
-    assert run_python(code) == "0"
+
+
+def test_registration_and_forks_in_a_fresh_process():
+    result = subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS], capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "done", result.stderr
+
+
+@pytest.mark.parametrize(("name", "value"), [("nm_export_c_api_version", 99), ("nm_export_keep_mask", 3)])
+def test_a_library_that_does_not_fit_is_not_used(monkeypatch, name, value):
+    """Another version of the interface; an instruction set that cannot be used."""
+
+    class Library:
+        def __getattr__(self, attribute):
+            return lambda *arguments: value if attribute == name else {"nm_export_c_api_version": 1}.get(attribute, 0)
+
+    monkeypatch.setattr(torch_ops, "load_library", Library)
+    with pytest.raises(UserError, match="operator library"):
+        torch_ops._library.__wrapped__()
+
+
+def test_a_library_without_the_interface_is_not_used(monkeypatch):
+    monkeypatch.setattr(torch_ops, "load_library", object)
+    with pytest.raises(UserError, match="too old"):
+        torch_ops._library.__wrapped__()
+
+
+def test_a_failure_inside_the_library_is_reported(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        torch_ops._over_rows(4, 1 << 17, lambda first, rows: 2 if first else 0)
