@@ -23,9 +23,6 @@ from nm_export.progress import track
 PATTERNS = tuple(f"{n}:16" for n in range(4, 16))
 """Patterns that a group may get when nothing else is said."""
 
-PROBE = "8:16"
-"""Pattern at which the damage of a group is measured end to end."""
-
 
 @dataclass(frozen=True)
 class GroupDamage:
@@ -45,7 +42,7 @@ class GroupDamage:
 
 
 def measure_damage(
-    model: Any, sequences: Tensor, patterns: Sequence[str] = PATTERNS, probe: str = PROBE
+    model: Any, sequences: Tensor, patterns: Sequence[str] = PATTERNS, probe: str | None = None
 ) -> list[GroupDamage]:
     """Measure each input group of a calibrated sparse model: one forward pass a group and window.
 
@@ -53,13 +50,15 @@ def measure_damage(
         model: `NMSparseForCausalLM`; patterns are tried in place and restored.
         sequences: token ids, int64 `[windows, length]`. Two to four windows of 256 tokens are enough to rank groups.
         patterns: what a group may get, as in a recipe.
-        probe: pattern that is measured end to end; the others follow from their output errors.
+        probe: pattern that is measured end to end, the middle one of `patterns` when left out; the others follow from
+            their output errors.
 
     Raises:
         UserError: the M of a pattern does not divide the input channels of a linear.
     """
     modules = model.nm_modules()
     groups = [tuple(group) for group in model.config.sparsity["input_groups"]]
+    probe = probe or patterns[len(patterns) // 2]
     tried = tuple(dict.fromkeys((probe, *patterns)))
     for name, module in modules.items():
         for pattern in tried:

@@ -17,7 +17,7 @@ channel, the sum of squares `[K]` and the largest magnitude `[K]`."""
 
 _ALWAYS: tuple[Statistic, ...] = ("tokens", "sum")  # the sum tells whether every activation was finite
 _OF_TOKENS: tuple[Statistic, ...] = ("tokens", "median_sum")
-_ELEMENTS = 1 << 16  # looked at together: their float64 copy stays in the cache, and memory far below one activation
+_ELEMENTS = 1 << 17  # looked at together: their float64 copy stays in the cache, and memory far below one activation
 
 
 class InputStatistics:

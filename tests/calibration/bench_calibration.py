@@ -5,11 +5,11 @@ so that a busy machine slows both, and the ratio is taken round by round. Peak m
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,14 +40,20 @@ def dense(model: Any, sequences: torch.Tensor, batch_size: int) -> None:
             model.base_model(input_ids=batch, use_cache=False)
 
 
-def seconds(function: Any, *args: Any) -> float:
-    start = time.perf_counter()
+def seconds(function: Any, *args: Any) -> tuple[float, float]:
+    """Wall-clock time, and processor time of all threads, which a busy machine lengthens less."""
+    start, start_cpu = time.perf_counter(), time.process_time()
     function(*args)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - start_cpu
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # else loading the model would be the peak of both sides
+
+
+def memory_mib(key: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
 
 
 def main() -> None:
@@ -61,25 +67,25 @@ def main() -> None:
     sides = {"dense": dense, "calibrate": calibrate}
     model, sequences = load(arguments.samples, arguments.length)
     if arguments.memory:
-        before = peak_mib()
+        forget_peak()
+        before = memory_mib("VmRSS")
         sides[arguments.memory](model, sequences, arguments.batch_size)
-        print(f"{before:.0f} {peak_mib():.0f}")
+        print(f"{before:.0f} {memory_mib('VmHWM'):.0f}")
         return
     dense(model, sequences[:1], 1)
     rounds = [
-        (
-            seconds(dense, model, sequences, arguments.batch_size),
-            seconds(calibrate, model, sequences, arguments.batch_size),
-        )
+        [seconds(side, model, sequences, arguments.batch_size) for side in sides.values()]
         for _ in range(arguments.rounds)
     ]
-    ratio = statistics.median(calibrated / plain for plain, calibrated in rounds)
-    print(f"calibration / dense forward: {ratio:.3f} (median of {len(rounds)}, {torch.get_num_threads()} threads)")
-    print("seconds, dense and calibration:", ", ".join(f"{plain:.2f} {calibrated:.2f}" for plain, calibrated in rounds))
+    for index, clock in enumerate(("wall clock", "processor time")):
+        pairs = [(plain[index], calibrated[index]) for plain, calibrated in rounds]
+        ratio = statistics.median(calibrated / plain for plain, calibrated in pairs)
+        print(f"calibration / dense forward: {ratio:.3f} ({clock}, median of {len(rounds)} rounds; seconds: ", end="")
+        print(", ".join(f"{calibrated:.2f} / {plain:.2f}" for plain, calibrated in pairs) + ")", flush=True)
     for side in sides:
         command = [sys.executable, "-m", "tests.calibration.bench_calibration", "--memory", side, *sys.argv[1:]]
         before, after = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        print(f"peak resident memory, {side}: {after} MiB ({before} MiB before)")
+        print(f"peak resident memory, {side}: {after} MiB ({before} MiB with the model loaded)")
 
 
 if __name__ == "__main__":

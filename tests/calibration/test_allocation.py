@@ -39,7 +39,7 @@ def kl_with_only(model, group, pattern):
 def test_the_probe_is_measured_end_to_end(architecture):
     model = sparse_model(architecture, pattern="2:4")
     before = state_of(model)
-    damages = measure_damage(model, SEQUENCES, PATTERNS, probe="8:16")
+    damages = measure_damage(model, SEQUENCES, PATTERNS)  # the middle one is the probe
     assert [list(damage.modules) for damage in damages] == model.config.sparsity["input_groups"]
     for damage in damages:
         assert damage.kl["8:16"] == pytest.approx(kl_with_only(model, damage.modules, "8:16"), rel=1e-3)
@@ -68,6 +68,15 @@ def test_other_patterns_follow_the_output_errors():
     assert damage.modules == (name,)
     for n in (4, 12):
         assert damage.kl[f"{n}:16"] / damage.kl["8:16"] == pytest.approx(error(n) / error(8), rel=1e-4)
+
+
+def test_the_probe_need_not_be_a_candidate():
+    model = sparse_model()
+    group = ("model.layers.0.self_attn.o_proj",)
+    with_probe = {d.modules: d.kl for d in measure_damage(model, SEQUENCES, ["4:16"], probe="12:16")}[group]
+    measured = {d.modules: d.kl for d in measure_damage(model, SEQUENCES, ["12:16", "4:16"], probe="12:16")}[group]
+    assert with_probe == {"4:16": measured["4:16"]}
+    assert measured["12:16"] == pytest.approx(kl_with_only(model, group, "12:16"), rel=1e-3)
 
 
 def test_measuring_twice_gives_the_same():

@@ -7,9 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nm_export.calibration import calibrate, statistics
-from nm_export.calibration.statistics import InputStatistics, collecting
+from nm_export.calibration.scores import amber_score
 from nm_export.errors import UserError
-from tests.tiny_models import sparse_model, token_ids
+from nm_export.modeling import NMSparseForCausalLM
+from nm_export.plan import make_plan
+from nm_export.recipe import Recipe
+from tests.tiny_models import dense_model, sparse_model, token_ids
 
 SEQUENCES = token_ids(samples=6, length=10)
 
@@ -136,11 +139,6 @@ def test_activations_that_are_no_numbers_are_named(value):
     assert not hooks_of(model)
 
 
-def test_a_static_shift_needs_text():
-    with pytest.raises(UserError, match=r"q_proj has a static shift: calibration needs text"):
-        calibrate(sparse_model(shift="static_channel"))
-
-
 def test_no_forward_pass_without_a_static_shift():
     model = sparse_model(score="weight_norm", shift="dynamic_mean")
     model.model.forward = None  # calling it would fail
@@ -149,11 +147,135 @@ def test_no_forward_pass_without_a_static_shift():
     torch.testing.assert_close(q.nm_offset, q.weight.detach().double().sum(dim=1).float())
 
 
-def test_collecting_removes_its_hooks_when_it_fails():
-    linear = torch.nn.Linear(4, 4)
-    with (
-        pytest.raises(UserError, match=r"some\.name"),
-        collecting({"some.name": InputStatistics(4)}, {"some.name": linear}),
-    ):
-        linear(torch.full((1, 4), torch.nan))
-    assert not linear._forward_pre_hooks
+GROUPS = (
+    [f"model.layers.0.self_attn.{kind}_proj" for kind in "qkv"],
+    ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"],
+    ["model.layers.1.mlp.down_proj"],
+)
+
+
+def scores_of(x, stacked):
+    """Every score from the inputs `[tokens, K]` and the stacked weights `[O, K]`, not scaled."""
+    return {
+        "clact": np.linalg.norm(x, axis=0),
+        "smoothquant": np.sqrt(np.abs(stacked).max(axis=0) / np.abs(x).max(axis=0)),
+        "weight_norm": np.linalg.norm(stacked, axis=0),
+    }
+
+
+@pytest.mark.parametrize("score", ["clact", "smoothquant", "weight_norm"])
+@pytest.mark.parametrize("shift", ["none", "static_scalar", "static_channel", "dynamic_mean"])
+def test_scores_and_shifts_combine(score, shift):
+    model = sparse_model(score=score, shift=shift)
+    inputs = dense_inputs(model)
+    calibrate(model, SEQUENCES, batch_size=4)
+    modules = model.nm_modules()
+    for group in GROUPS:
+        x = inputs[group[0]]
+        stacked = np.concatenate([modules[name].weight.detach().double().numpy() for name in group])
+        expected = scores_of(x, stacked)[score]
+        shifts = {"static_scalar": [lower_medians(x).mean()], "static_channel": x.mean(axis=0)}
+        for name in group:
+            np.testing.assert_allclose(modules[name].nm_score.numpy(), expected / expected.mean(), rtol=2e-5)
+            if shift in shifts:
+                np.testing.assert_allclose(modules[name].nm_shift.numpy(), shifts[shift], rtol=1e-5, atol=1e-6)
+            else:
+                assert modules[name].nm_shift is None
+
+
+def test_amber_and_residuals_come_from_the_weights_without_a_forward_pass():
+    model = sparse_model(score="amber", residual_rank=6)
+    model.model.forward = None  # calling it would fail
+    calibrate(model)
+    modules = model.nm_modules()
+    for group in GROUPS:
+        weights = [modules[name].weight.detach() for name in group]
+        for name, weight in zip(group, weights, strict=True):
+            assert torch.equal(modules[name].nm_score, amber_score(weights))
+            U, S, Vt = np.linalg.svd(weight.double().numpy())
+            product = (modules[name].nm_residual_out @ modules[name].nm_residual_in).numpy()
+            np.testing.assert_allclose(product, (U[:, :6] * S[:6]) @ Vt[:6], atol=1e-5)
+
+
+def test_a_residual_of_full_rank_makes_the_model_dense_again():
+    model = sparse_model(pattern="4:16", residual_rank=64)
+    calibrate(model)
+    sparse = model(SEQUENCES).logits
+    with model.dense():
+        torch.testing.assert_close(sparse, model(SEQUENCES).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_are_pruned_after_the_statistics_of_the_dense_model():
+    overrides = [{"modules": "model.layers.0.mlp.*", "prune": "weights", "shift": "none"}]
+    model = sparse_model(shift="static_channel", overrides=overrides)
+    dense = dense_inputs(model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    calibrate(model, SEQUENCES)
+    for name, parameter in model.named_parameters():
+        zeros = (parameter.view(len(parameter), -1) == 0).double().mean()
+        if "layers.0.mlp" in name:
+            assert zeros == 0.5
+            assert torch.equal(parameter, before[name] * (parameter != 0))
+        else:
+            assert torch.equal(parameter, before[name])
+    name = "model.layers.1.mlp.down_proj"  # reads what the pruned weights of the layer before it produce
+    np.testing.assert_allclose(
+        model.nm_modules()[name].nm_shift.numpy(), dense[name].mean(axis=0), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_what_is_learned_stays_neutral():
+    learned = Recipe(
+        model={"source": "in-memory"},
+        sparsity={"shift": "learned", "output_scale": True, "output_bias": "learned"},
+        learning={"mode": "end_to_end", "parameters": ["shift", "scale", "bias"]},
+    )
+    dense = dense_model()
+    model = NMSparseForCausalLM.from_dense(dense, make_plan(dense, learned).sparsity())
+    model.model.forward = None
+    calibrate(model)
+    for module in model.nm_modules().values():
+        assert not module.nm_shift.any()
+        assert not module.nm_offset.any()
+        assert not module.nm_bias.any()
+        assert (module.nm_scale == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "reason"),
+    [({"shift": "static_channel"}, "has a static shift"), ({"score": "clact"}, "has the score clact")],
+)
+def test_what_needs_text_says_so(scheme, reason):
+    with pytest.raises(UserError, match=f"q_proj {reason}: calibration needs text"):
+        calibrate(sparse_model(**scheme))
+
+
+def test_inputs_under_two_schemes_are_measured_once(monkeypatch):
+    override = {"modules": ["*.q_proj", "*.up_proj"], "pattern": "4:16"}
+    model = sparse_model(score="clact", shift="static_channel", overrides=[override])
+    measured = []
+    measure = statistics.measure
+    monkeypatch.setattr(statistics, "measure", lambda x, wanted: (measured.append(len(wanted)), measure(x, wanted))[1])
+    calibrate(model, SEQUENCES, batch_size=6)
+    assert sum(map(bool, measured)) == 2 * 4
+    modules = model.nm_modules()
+    q, k = (modules[f"model.layers.1.self_attn.{kind}_proj"] for kind in "qk")
+    assert torch.equal(q.nm_shift, k.nm_shift)
+
+
+def test_a_channel_that_is_always_zero():
+    for score in ("clact", "smoothquant"):
+        model = sparse_model(score=score, shift="static_channel")
+        with torch.no_grad():
+            model.model.layers[0].input_layernorm.weight[5] = 0
+        calibrate(model, SEQUENCES)
+        q = model.nm_modules()["model.layers.0.self_attn.q_proj"]
+        assert q.nm_shift[5] == 0
+        assert q.nm_score.isfinite().all()
+        assert (q.nm_score > 0).all()
+
+
+def test_one_token_is_enough():
+    model = sparse_model(score="clact", shift="static_scalar")
+    calibrate(model, SEQUENCES[:1, :1])
+    assert all(module.nm_score.isfinite().all() for module in model.nm_modules().values())
