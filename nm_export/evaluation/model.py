@@ -26,7 +26,7 @@ def evaluate(
     model: str | Path,
     *,
     against: str | Path | None = None,
-    texts: Sequence[str] = (),
+    texts: Sequence[str | Path] = (),
     tasks: Sequence[str] = (),
     backend: str = "torch",
     window: int = WINDOW,
@@ -68,12 +68,17 @@ def evaluate(
         texts = (BUILTIN,)
     # what is wrong with a task is said before a large model is loaded
     suite = load_tasks(tasks, include_path=include_path, task_data=task_data, limit=limit, seed=seed) if tasks else None
+    logger.info("Loading %s", model)
     with _quiet_loading():
         opened = open_model(model, backend=backend, device=device)
     cut = [
-        read_windows(opened.tokenizer, text, window=window, windows=windows, text_column=text_column) for text in texts
+        read_windows(opened.tokenizer, str(text), window=window, windows=windows, text_column=text_column)
+        for text in texts
     ]
     _check_length(opened, cut)
+    source = against if against is not None else opened.base and opened.base.source
+    if source is not None:
+        logger.info("Loading %s", source)
     with _quiet_loading():
         dense = open_model(against, device=device) if against is not None else open_base(opened, device=device)
     if dense is None and opened.base is not None:

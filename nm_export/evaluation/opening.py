@@ -42,7 +42,8 @@ class OpenModel:
     def name(self) -> str:
         """A short name for tables."""
         source: str = self.provenance["source"]
-        return Path(source).resolve().name if Path(source).is_dir() else source
+        path = Path(source).expanduser()
+        return path.resolve().name if path.exists() else source
 
 
 def open_model(source: str | Path, *, backend: str = "torch", device: str = "cpu") -> OpenModel:

@@ -25,6 +25,12 @@ class TextResult:
     provenance: dict[str, Any]
     scores: TextScores
 
+    @property
+    def title(self) -> str:
+        """A short name for tables: of a file or folder, its last part."""
+        path = Path(self.name).expanduser()
+        return path.resolve().name if path.exists() else self.name
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -114,7 +120,7 @@ class Evaluation:
 
     def _text_table(self) -> tuple[list[str], list[list[str]]]:
         if self.dense is None:
-            rows = [[text.name, text.scores.perplexity.format(3)] for text in self.texts]
+            rows = [[text.title, text.scores.perplexity.format(3)] for text in self.texts]
             return ["text", f"perplexity, {self.name}"], rows
         header = ["text", "perplexity, dense", f"perplexity, {self.name}", "ratio", "KL, nats", "equal top-1"]
         rows = []
@@ -122,7 +128,7 @@ class Evaluation:
             s = text.scores
             rows.append(
                 [
-                    text.name,
+                    text.title,
                     _cell(s.dense_perplexity, 3),
                     _cell(s.perplexity, 3),
                     _cell(s.ratio, 4),

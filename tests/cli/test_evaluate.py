@@ -132,5 +132,7 @@ def test_mistakes_end_with_one_sentence_and_code_2(tiny_source, tmp_path, words,
     assert result.stdout == ""
     assert part in " ".join(result.stderr.replace("│", " ").split())
     assert "Traceback" not in result.stderr
-    if result.stderr.startswith("error:"):
-        assert len(result.stderr.strip().splitlines()) == 1
+    if "Usage:" not in result.stderr:
+        *progress, last = result.stderr.strip().splitlines()
+        assert last.startswith("error: ")
+        assert all(line.startswith("Loading ") for line in progress)
