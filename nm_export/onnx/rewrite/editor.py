@@ -92,14 +92,15 @@ class GraphEditor:
         Returns:
             The name of the result. An output of the graph keeps its name, and what was it gets another.
         """
+        from onnx import helper
+
         readers = self.readers(value)
         if value in self._outputs:
             producer = next(node for node in self._sequence if value in node.output)
             inner = f"{producer.name}/output_0"
             self.declare(inner, value)
             producer.output[list(producer.output).index(value)] = inner
-            self.add(op_type, [inner, other], name, inner)
-            self.nodes[name].output[0] = value
+            self.add_node(helper.make_node(op_type, [inner, other], [value], name=name))
             return value
         result = self.add(op_type, [value, other], name, value)
         for reader in readers:
