@@ -19,8 +19,8 @@ using ort::Api;
 using ort::Status;
 
 constexpr const char* kName = "NMTopK";
-enum Input : size_t { kX, kScore, kShift, kInputCount };
-enum Output : size_t { kValues, kTokenShift, kOutputCount };
+enum Input : size_t { kX, kScore, kShift };
+enum Output : size_t { kValues, kTokenShift };
 enum class Phase { kBoth = 0, kPrefill = 1, kDecode = 2 };
 
 struct Kernel {
@@ -141,7 +141,7 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
 }
 
 Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::KernelInfo* info, void** kernel) {
-  const auto& self = *static_cast<const NMTopKOp*>(op);
+  const Operator& self = operator_of(op);
   const Api& api = *self.api;
   return guarded(api, kName, [&] {
     const std::string node = node_name(api, info, kName);
@@ -155,7 +155,7 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
     const NMTopKParameters parameters{static_cast<int>(n), static_cast<int>(m), static_cast<ShiftMode>(shift_mode),
                                       variance_correction == 1};
     *kernel =
-        new Kernel{self.api, self.element_type, node, static_cast<Phase>(phase), NMTopK(parameters, *isa.kernels), {}};
+        new Kernel{self.api, self.inputs[kX], node, static_cast<Phase>(phase), NMTopK(parameters, *isa.kernels), {}};
   });
 }
 
@@ -178,7 +178,7 @@ void destroy_kernel(void* kernel) { delete static_cast<Kernel*>(kernel); }
 // Both outputs have the shape of x, but for the last axis of token_shift. Where x has an unknown axis without a name
 // nothing is said: ONNX Runtime would warn at every run that the outputs have another shape.
 Status* infer_shapes(const ort::CustomOp* op, ort::ShapeInferContext* context) {
-  const Api& api = *static_cast<const NMTopKOp*>(op)->api;
+  const Api& api = *operator_of(op).api;
   return guarded(api, kName, [&] {
     NamedShape shape = shape_of_input(api, context, kX);
     if (!shape.is_known()) return;
@@ -193,29 +193,9 @@ Status* infer_shapes(const ort::CustomOp* op, ort::ShapeInferContext* context) {
 
 }  // namespace
 
-NMTopKOp make_nm_topk_op(const Api* api, ort::ElementType element_type) {
-  NMTopKOp op{};
-  op.version = ort::kCustomOpVersion;
-  op.GetName = [](const ort::CustomOp*) { return kName; };
-  op.GetExecutionProviderType = [](const ort::CustomOp*) { return "CPUExecutionProvider"; };
-  op.GetInputType = [](const ort::CustomOp* self, size_t index) {
-    return index == kX ? static_cast<const NMTopKOp*>(self)->element_type : ort::kFloat;
-  };
-  op.GetInputTypeCount = [](const ort::CustomOp*) -> size_t { return kInputCount; };
-  op.GetOutputType = [](const ort::CustomOp* self, size_t index) {
-    return index == kValues ? static_cast<const NMTopKOp*>(self)->element_type : ort::kFloat;
-  };
-  op.GetOutputTypeCount = [](const ort::CustomOp*) -> size_t { return kOutputCount; };
-  op.GetInputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kInputRequired; };
-  op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kInputRequired; };
-  op.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return ort::kMemoryDefault; };
-  op.CreateKernelV2 = create_kernel;
-  op.KernelComputeV2 = compute_kernel;
-  op.KernelDestroy = destroy_kernel;
-  op.InferOutputShapeFn = infer_shapes;
-  op.api = api;
-  op.element_type = element_type;
-  return op;
+Operator make_nm_topk_op(const Api* api, ort::ElementType element_type) {
+  return make_operator(api, kName, {element_type, ort::kFloat, ort::kFloat}, {element_type, ort::kFloat},
+                       {create_kernel, compute_kernel, destroy_kernel, infer_shapes});
 }
 
 }  // namespace nm_export

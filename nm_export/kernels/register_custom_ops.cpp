@@ -15,29 +15,26 @@ namespace {
 
 struct Domain {
   ort::Api api;
-  NMTopKOp nm_topk[3];
-  NMSparseMatMulOp nm_sparse_matmul[5];
+  Operator operators[8];
   ort::CustomOpDomain* handle = nullptr;
 
   explicit Domain(const ort::ApiTable* table)
       : api(ort::load_api(table)),
-        nm_topk{make_nm_topk_op(&api, ort::kFloat), make_nm_topk_op(&api, ort::kFloat16),
-                make_nm_topk_op(&api, ort::kBFloat16)},
-        nm_sparse_matmul{make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kFloat),
-                         make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kFloat16),
-                         make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kBFloat16),
-                         make_nm_sparse_matmul_op(&api, ort::kFloat16, ort::kFloat16),
-                         make_nm_sparse_matmul_op(&api, ort::kBFloat16, ort::kBFloat16)} {}
+        operators{make_nm_topk_op(&api, ort::kFloat),
+                  make_nm_topk_op(&api, ort::kFloat16),
+                  make_nm_topk_op(&api, ort::kBFloat16),
+                  make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kFloat),
+                  make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kFloat16),
+                  make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kBFloat16),
+                  make_nm_sparse_matmul_op(&api, ort::kFloat16, ort::kFloat16),
+                  make_nm_sparse_matmul_op(&api, ort::kBFloat16, ort::kBFloat16)} {}
   Domain(const Domain&) = delete;
   Domain& operator=(const Domain&) = delete;
 };
 
 ort::Status* fill(Domain& domain) {
   if (ort::Status* status = domain.api.CreateCustomOpDomain("ai.nm_export", &domain.handle)) return status;
-  for (const NMTopKOp& op : domain.nm_topk) {
-    if (ort::Status* status = domain.api.CustomOpDomain_Add(domain.handle, &op)) return status;
-  }
-  for (const NMSparseMatMulOp& op : domain.nm_sparse_matmul) {
+  for (const Operator& op : domain.operators) {
     if (ort::Status* status = domain.api.CustomOpDomain_Add(domain.handle, &op)) return status;
   }
   return nullptr;

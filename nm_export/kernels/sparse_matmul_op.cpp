@@ -20,7 +20,7 @@ using ort::Api;
 using ort::Status;
 
 constexpr const char* kName = "NMSparseMatMul";
-enum Input : size_t { kValues, kWeight, kBias, kTokenShift, kOffset, kInputCount };
+enum Input : size_t { kValues, kWeight, kBias, kTokenShift, kOffset };
 
 // Of one call: those of the product, and float32 copies of 16-bit values and y.
 struct OpBuffers {
@@ -149,7 +149,7 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
 }
 
 Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::KernelInfo* info, void** kernel) {
-  const auto& self = *static_cast<const NMSparseMatMulOp*>(op);
+  const Operator& self = operator_of(op);
   const Api& api = *self.api;
   return guarded(api, kName, [&] {
     const std::string node = node_name(api, info, kName);
@@ -157,7 +157,7 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
     if (isa.products == nullptr) fail(api, ort::kInvalidArgument, node + ": " + isa.error);
     // The size of ONNX Runtime's pool is not told; more tasks than it has threads cost little.
     const size_t workers = std::max(1u, std::thread::hardware_concurrency());
-    *kernel = new Kernel{self.api, self.value_type, self.weight_type, node, isa, workers};
+    *kernel = new Kernel{self.api, self.inputs[kValues], self.inputs[kWeight], node, isa, workers};
   });
 }
 
@@ -171,44 +171,22 @@ void destroy_kernel(void* kernel) { delete static_cast<Kernel*>(kernel); }
 // y has the shape of values, but for the last axis. Where values has an unknown axis without a name nothing is said:
 // ONNX Runtime would warn at every run that y has another shape.
 Status* infer_shapes(const ort::CustomOp* op, ort::ShapeInferContext* context) {
-  const Api& api = *static_cast<const NMSparseMatMulOp*>(op)->api;
+  const Api& api = *operator_of(op).api;
   return guarded(api, kName, [&] {
     NamedShape shape = shape_of_input(api, context, kValues);
     const NamedShape weight = shape_of_input(api, context, kWeight);
     if (!shape.is_known() || weight.sizes.size() != 2 || !weight.is_known()) return;
     shape.sizes.back() = weight.sizes.back();
     shape.names.back() = weight.names.back();
-    set_shape_of_output(api, context, 0, static_cast<const NMSparseMatMulOp*>(op)->value_type, shape);
+    set_shape_of_output(api, context, 0, operator_of(op).inputs[kValues], shape);
   });
 }
 
 }  // namespace
 
-NMSparseMatMulOp make_nm_sparse_matmul_op(const Api* api, ort::ElementType value_type, ort::ElementType weight_type) {
-  NMSparseMatMulOp op{};
-  op.version = ort::kCustomOpVersion;
-  op.GetName = [](const ort::CustomOp*) { return kName; };
-  op.GetExecutionProviderType = [](const ort::CustomOp*) { return "CPUExecutionProvider"; };
-  op.GetInputType = [](const ort::CustomOp* self, size_t index) {
-    const auto& typed = *static_cast<const NMSparseMatMulOp*>(self);
-    return index == kValues ? typed.value_type : index == kWeight ? typed.weight_type : ort::kFloat;
-  };
-  op.GetInputTypeCount = [](const ort::CustomOp*) -> size_t { return kInputCount; };
-  op.GetOutputType = [](const ort::CustomOp* self, size_t) {
-    return static_cast<const NMSparseMatMulOp*>(self)->value_type;
-  };
-  op.GetOutputTypeCount = [](const ort::CustomOp*) -> size_t { return 1; };
-  op.GetInputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kInputRequired; };
-  op.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) { return ort::kInputRequired; };
-  op.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return ort::kMemoryDefault; };
-  op.CreateKernelV2 = create_kernel;
-  op.KernelComputeV2 = compute_kernel;
-  op.KernelDestroy = destroy_kernel;
-  op.InferOutputShapeFn = infer_shapes;
-  op.api = api;
-  op.value_type = value_type;
-  op.weight_type = weight_type;
-  return op;
+Operator make_nm_sparse_matmul_op(const Api* api, ort::ElementType value_type, ort::ElementType weight_type) {
+  return make_operator(api, kName, {value_type, weight_type, ort::kFloat, ort::kFloat, ort::kFloat}, {value_type},
+                       {create_kernel, compute_kernel, destroy_kernel, infer_shapes});
 }
 
 }  // namespace nm_export

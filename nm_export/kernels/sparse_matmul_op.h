@@ -1,18 +1,11 @@
 // ai.nm_export::NMSparseMatMul, version 1, as ONNX Runtime sees it. Specified in docs/semantics.md.
 #pragma once
 
-#include "ort_c_api.h"
+#include "operator_table.h"
 
 namespace nm_export {
 
-struct NMSparseMatMulOp : ort::CustomOp {
-  const ort::Api* api;
-  ort::ElementType value_type;
-  ort::ElementType weight_type;
-};
-
 // The operator for one pair of element types of kFloat, kFloat16 and kBFloat16. `api` outlives it.
-NMSparseMatMulOp make_nm_sparse_matmul_op(const ort::Api* api, ort::ElementType value_type,
-                                          ort::ElementType weight_type);
+Operator make_nm_sparse_matmul_op(const ort::Api* api, ort::ElementType value_type, ort::ElementType weight_type);
 
 }  // namespace nm_export
