@@ -64,7 +64,7 @@ def export_onnx(
             part are added.
 
     Raises:
-        UserError: an architecture, opset or precision that cannot be exported; a package that is missing.
+        UserError: an architecture, score, opset or precision that cannot be exported; a package that is missing.
         NMExportError: the graph builder does not render the model, or the result is not a valid ONNX file.
     """
     target = Path(folder) / "onnx"

@@ -71,7 +71,7 @@ def genai_model(folder: str | Path, *, library: bool | None = None) -> Any:
     Args:
         folder: published folder, or the folder `onnx` in it; links and read-only folders will do.
         library: True insists on the compiled operators, False runs the function bodies, None takes what there is and
-            warns when it is the slow one.
+            warns when it is the slow one. A graph without operators of this package needs none.
 
     Raises:
         UserError: no genai_config.json, onnxruntime-genai is not installed, or no library although it is insisted on.
@@ -82,13 +82,14 @@ def genai_model(folder: str | Path, *, library: bool | None = None) -> Any:
 
     folder = _genai_folder(folder)
     source = None
-    if library is not False and has_operators(folder / "model.onnx"):
+    if library is not False:
         try:
             source = ops.ops_library_path()
         except UserError as error:
-            if library:
-                raise
-            warnings.warn(f"N:M operators run as ONNX function bodies, slower than compiled: {error}", stacklevel=2)
+            if has_operators(folder / "model.onnx"):
+                if library:
+                    raise
+                warnings.warn(f"N:M operators run as ONNX function bodies, slower than compiled: {error}", stacklevel=2)
     try:
         return onnxruntime_genai.Model(str(_view(folder, source)))
     except Exception as error:  # onnxruntime-genai raises plain RuntimeErrors

@@ -39,8 +39,8 @@ def run_probe(
 
     Returns:
         For every linear of every pruned input that was fed: the kept channels, bool, shaped like the input, true where
-        the pruned value is not zero; the output, float32 `[..., O]`, with all that belongs to
-            the linear: shift, scale, biases, residual.
+        the pruned value is not zero; the output, float32 `[..., O]`, with all that belongs to the linear: shift, scale,
+        biases, residual.
 
     Raises:
         NMExportError: the graph does not prune one of the linears, or the inputs of linears that share one differ.

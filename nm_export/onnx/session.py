@@ -94,12 +94,19 @@ def data_path(model_path: Path) -> Path:
 
 
 def has_operators(source: "Path | ModelProto") -> bool:
-    """Whether a graph has operators of this package; that of a model whose weights were pruned has none."""
+    """Whether a graph has operators of this package; that of a model whose weights were pruned has none.
+
+    Raises:
+        NMExportError: there is no such file, or it holds no graph.
+    """
     if isinstance(source, Path):
         require("onnx", "onnx")
         import onnx
 
-        source = onnx.load(source, load_external_data=False)
+        try:
+            source = onnx.load(source, load_external_data=False)
+        except Exception as error:  # protobuf's own exception types, and those of the file system
+            raise NMExportError(f"{source} cannot be read as an ONNX graph: {error}") from error
     return any(opset.domain == DOMAIN for opset in source.opset_import)
 
 

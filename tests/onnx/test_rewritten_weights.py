@@ -108,6 +108,7 @@ def test_such_a_graph_needs_no_library(library, weight_pruned, no_library):
 def test_such_a_graph_opens_with_the_library_too(weight_pruned):
     _, folder, result = weight_pruned
     create_session(result.model_path, library=True)
+    assert len(generated(genai_model(folder, library=True))) == 20
     assert len(generated(onnxruntime_genai.Model(str(folder / "onnx")))) == 20
 
 

@@ -70,3 +70,9 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(NMExportError, match=r"ONNX Runtime .* cannot open"):
         create_session(tmp_path / "model.onnx", library=False)
+
+
+def test_a_broken_file_is_named_without_a_library_too(tmp_path, no_library):
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(NMExportError, match=r"model\.onnx cannot be read as an ONNX graph"):
+        create_session(tmp_path / "model.onnx")
