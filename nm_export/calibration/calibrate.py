@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nm_export.calibration.bias import fitting_bias
+from nm_export.calibration.bias import calibrate_bias
+from nm_export.calibration.offload import placed, weights_at_hand
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.residual import low_rank_factors
 from nm_export.calibration.scores import amber_score, clact_score, smoothquant_score, weight_norm_score
@@ -18,9 +19,6 @@ from nm_export.progress import track
 
 _SCORE_NEEDS: dict[str, Statistic] = {"clact": "square_sum", "smoothquant": "maximum"}
 _SHIFT_NEEDS: dict[str, Statistic] = {"static_channel": "sum", "static_scalar": "median_sum"}
-
-BIAS_SEQUENCES = 16
-"""Sequences on which output biases are fitted: all of them are in memory at once."""
 
 
 def calibrate(
@@ -50,26 +48,21 @@ def calibrate(
         for group in groups
         if (wanted := _needs(schemes[group[0]]))
     }
-    biased = {name: module for name, module in modules.items() if schemes[name]["output_bias"] == "calibrated"}
+    biased = [name for name in modules if schemes[name]["output_bias"] == "calibrated"]
     if sequences is None and (statistics or biased):
-        first = next(iter(statistics or biased))
+        first = next(iter([*statistics, *biased]))
         raise UserError(f"{_why(schemes[first], first)}: calibration needs text, pass `sequences`.")
     if statistics:
         assert sequences is not None
         _gather(model, sequences, batch_size, statistics, processes or Processes())
     for group in groups:
-        _fill_group([modules[name] for name in group], schemes[group[0]], statistics.get(group[0]))
-    for name, module in modules.items():
-        module.update_offset()
-        if rank := schemes[name]["residual_rank"]:
-            B, A = low_rank_factors(module.weight, rank)
-            _fill(module.nm_residual_in, B)
-            _fill(module.nm_residual_out, A)
+        linears = [modules[name] for name in group]
+        with weights_at_hand(linears):
+            _fill_group(linears, schemes[group[0]], statistics.get(group[0]))
     _prune_weights(model)
     if biased:
         assert sequences is not None
-        with torch.inference_mode(), fitting_bias(biased):
-            model.base_model(input_ids=sequences[:BIAS_SEQUENCES].to(model.device), use_cache=False)
+        calibrate_bias(model, biased, sequences)
 
 
 def _needs(scheme: Mapping[str, Any]) -> set[Statistic]:
@@ -94,7 +87,7 @@ def _gather(
     try:
         with model.dense(), torch.inference_mode(), collecting(statistics, model.nm_modules()):
             for batch in track(batches, "Calibrating", total=len(batches)):
-                model.base_model(input_ids=batch.to(model.device), use_cache=False)
+                model.base_model(input_ids=placed(model, batch), use_cache=False)
     except UserError:
         if processes.count == 1:
             raise  # the others wait for this one's sums; the sums tell everybody
@@ -105,7 +98,7 @@ def _gather(
 
 
 def _fill_group(linears: Sequence[Any], scheme: Mapping[str, Any], measured: InputStatistics | None) -> None:
-    """Fill the scores and static shifts of linears that read one input under one scheme."""
+    """Fill what comes from the weights and from the statistics, for linears that read one input under one scheme."""
     weights = [linear.weight for linear in linears]
     score = scheme["score"]
     if score == "weight_norm":
@@ -129,12 +122,19 @@ def _fill_group(linears: Sequence[Any], scheme: Mapping[str, Any], measured: Inp
             _fill(linear.nm_score, scores)
         if shift is not None:
             _fill(linear.nm_shift, shift)
+        linear.update_offset()
+        if rank := scheme["residual_rank"]:
+            B, A = low_rank_factors(linear.weight, rank)
+            _fill(linear.nm_residual_in, B)
+            _fill(linear.nm_residual_out, A)
 
 
 def _prune_weights(model: Any) -> None:
     for scheme in model.config.sparsity["schemes"]:
         for name in scheme["modules"] if scheme["prune"] == "weights" else ():
             weight = model.get_submodule(name).weight
+            if weight.is_meta:
+                raise UserError(f"prune: weights of {name} needs the weight in memory, but it is offloaded.")
             prune_weight_(weight, *group_size(scheme["pattern"], weight.shape[1]))
 
 

@@ -36,7 +36,7 @@ def amber_score(weights: Iterable[Tensor]) -> Tensor:
     total: Tensor | None = None
     for weight in weights:
         mean, std = _inlier_moments(weight)
-        squares = sum(((chunk - mean) / std).square().sum(dim=0) for chunk in _chunks(weight))
+        squares = sum(((chunk - mean) / std).square().sum(dim=0).cpu() for chunk in _chunks(weight))
         assert isinstance(squares, Tensor)
         total = squares if total is None else total + squares
     assert total is not None
@@ -83,7 +83,7 @@ def _chunks(weight: Tensor) -> Iterator[Tensor]:
 
 
 def _column_squares(weights: Iterable[Tensor]) -> Tensor:
-    squares = sum(chunk.square().sum(dim=0) for weight in weights for chunk in _chunks(weight))
+    squares = sum(chunk.square().sum(dim=0).cpu() for weight in weights for chunk in _chunks(weight))
     assert isinstance(squares, Tensor)
     return squares
 

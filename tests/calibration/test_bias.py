@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from nm_export.calibration import calibrate
-from nm_export.calibration.bias import robust_bias
+from nm_export.calibration.bias import calibrate_bias, robust_bias
 from nm_export.errors import UserError
 from tests.tiny_models import sparse_model, token_ids
 
-SEQUENCES = token_ids(samples=6, length=10)
+SEQUENCES = token_ids(samples=9, length=24)
+FITTED, JUDGES = SEQUENCES[:6], SEQUENCES[6:]
 
 
 def errors(tokens, outputs=6, seed=0):
@@ -53,31 +54,69 @@ def test_without_held_out_tokens_or_errors_there_is_none():
     assert not robust_bias(torch.zeros(8, 3), torch.zeros(8, 3)).any()
 
 
-def test_each_linear_is_fitted_on_what_the_ones_before_it_produce():
-    model = sparse_model(pattern="2:16", output_bias="calibrated")
+def calibrated(**scheme):
+    model = sparse_model(pattern="2:16", output_bias="calibrated", **scheme)
     calibrate(model, SEQUENCES)
-    modules = model.nm_modules()
-    assert all(module.nm_bias.isfinite().all() for module in modules.values())
+    return model
+
+
+@torch.no_grad()
+def divergence(model):
+    """Mean KL(dense || sparse) on the sequences that judge, float64."""
+    sparse = model(JUDGES).logits.double().log_softmax(-1)
+    with model.dense():
+        dense = model(JUDGES).logits.double().log_softmax(-1)
+    return float((dense.exp() * (dense - sparse)).sum(-1).mean())
+
+
+def test_the_biases_are_fitted_on_the_sparse_models_inputs_and_kept_where_they_help():
+    model, plain_model = calibrated(), sparse_model(pattern="2:16")
     seen = {}
     hooks = [
         module.register_forward_hook(lambda _, args, y, name=name: seen.__setitem__(name, (args[0], y)))
-        for name, module in modules.items()
+        for name, module in plain_model.nm_modules().items()
     ]
     with torch.no_grad():
-        model(SEQUENCES)
+        plain_model(FITTED)
     for hook in hooks:
         hook.remove()
-    for name, (x, y) in seen.items():  # of the finished model: the inputs must be those that were fitted on
-        module = modules[name]
-        difference = (torch.nn.functional.linear(x, module.weight, module.bias) - (y - module.nm_bias)).detach()
-        expected = robust_bias(difference[0::2].flatten(0, 1), difference[1::2].flatten(0, 1))
-        torch.testing.assert_close(module.nm_bias, expected, rtol=1e-3, atol=1e-5)
+    kept = set()
+    for name, module in model.nm_modules().items():
+        if module.nm_bias.any():
+            x, y = seen[name]
+            errors = (torch.nn.functional.linear(x, module.weight, module.bias) - y).detach()
+            expected = robust_bias(errors[0::2].flatten(0, 1), errors[1::2].flatten(0, 1))
+            torch.testing.assert_close(module.nm_bias, expected, rtol=1e-4, atol=1e-6)
+            kept.add(name.rpartition(".")[2])
         assert not module._forward_hooks
-    biases = [module.nm_bias.clone() for module in modules.values()]
-    assert any(bias.any() for bias in biases)
+    assert kept
+    assert divergence(model) < divergence(plain_model)
+
+
+def test_the_kind_accepted_last_is_needed():
+    model = sparse_model(pattern="2:16", output_bias="calibrated")
+    accepted = calibrate_bias(model, list(model.nm_modules()), SEQUENCES)
+    have = {name.rpartition(".")[2] for name, module in model.nm_modules().items() if module.nm_bias.any()}
+    assert have == set(accepted)
+    with_all = divergence(model)
+    for name, module in model.nm_modules().items():
+        if name.endswith(accepted[-1]):
+            module.nm_bias.zero_()
+    assert divergence(model) > with_all
+
+
+def test_calibrating_again_gives_the_same():
+    model = calibrated()
+    biases = {name: module.nm_bias.clone() for name, module in model.nm_modules().items()}
     calibrate(model, SEQUENCES)
-    for bias, module in zip(biases, modules.values(), strict=True):
-        assert torch.equal(bias, module.nm_bias)
+    for name, module in model.nm_modules().items():
+        assert torch.equal(module.nm_bias, biases[name])
+
+
+def test_too_few_sequences_leave_no_bias():
+    model = sparse_model(output_bias="calibrated")
+    assert calibrate_bias(model, list(model.nm_modules()), SEQUENCES[:2]) == []
+    assert not any(module.nm_bias.any() for module in model.nm_modules().values())
 
 
 def test_it_needs_text():

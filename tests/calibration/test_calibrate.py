@@ -1,5 +1,6 @@
 """Calibration against plain numpy, over inputs that were captured from the dense model."""
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -279,3 +280,29 @@ def test_one_token_is_enough():
     model = sparse_model(score="clact", shift="static_scalar")
     calibrate(model, SEQUENCES[:1, :1])
     assert all(module.nm_score.isfinite().all() for module in model.nm_modules().values())
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_offloaded_weights(where, tmp_path):
+    schemes = {"score": "smoothquant", "shift": "static_channel", "residual_rank": 4, "output_bias": "calibrated"}
+    override = {"modules": "*.down_proj", "score": "amber", "shift": "dynamic_mean"}
+    here, away = (sparse_model(**schemes, overrides=[override]) for _ in range(2))
+    calibrate(here, SEQUENCES)
+    if where == "memory":
+        accelerate.cpu_offload(away, execution_device="cpu")
+    else:
+        accelerate.disk_offload(away, tmp_path, execution_device="cpu")
+    assert away.nm_modules()["model.layers.0.mlp.down_proj"].weight.is_meta
+    calibrate(away, SEQUENCES)
+    for name, module in here.nm_modules().items():
+        other = away.nm_modules()[name]
+        assert other.weight.is_meta
+        for buffer, value in module.named_buffers():
+            torch.testing.assert_close(other.get_buffer(buffer), value, rtol=0, atol=0)
+
+
+def test_weights_that_are_offloaded_cannot_be_pruned():
+    model = sparse_model(overrides=[{"modules": "*.up_proj", "prune": "weights"}])
+    accelerate.cpu_offload(model, execution_device="cpu")
+    with pytest.raises(UserError, match=r"up_proj needs the weight in memory"):
+        calibrate(model)
