@@ -1,6 +1,7 @@
 """Progress bars for whatever takes longer than a breath."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -14,6 +15,35 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
 
     Without a terminal (a log file, CI) nothing is drawn.
     """
+    with _bar() as progress:
+        yield from progress.track(items, total=total, description=description)
+
+
+@contextmanager
+def steps(description: str, total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
+    """Show the progress of work that is counted by calls of the function that this yields, with a note beside the bar.
+
+    Without a terminal a line is written for every tenth of the work.
+
+    Args:
+        description: what is done.
+        total: number of steps in all.
+        done: number of steps that an earlier run has done.
+    """
+    with _bar() as progress:
+        task = progress.add_task(description, total=total, completed=done)
+
+        def advance(note: str) -> None:
+            nonlocal done
+            done += 1
+            progress.update(task, advance=1, description=f"{description}, {note}")
+            if progress.disable and done * 10 // total > (done - 1) * 10 // total:
+                progress.console.print(f"  {description} {done}/{total}, {note}", highlight=False)
+
+        yield advance
+
+
+def _bar() -> Progress:
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -23,5 +53,4 @@ def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield from progress.track(items, total=total, description=description)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

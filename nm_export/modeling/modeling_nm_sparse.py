@@ -58,7 +58,9 @@ def group_size(pattern: str, channels: int) -> tuple[int, int]:
 
 def _compiled(name: str, x: Tensor) -> Any:
     # The package nm_export registers operators that do the same on the CPU, faster; without it there are none.
-    return getattr(torch.ops.nm_export, name, None) if x.device.type == "cpu" else None
+    if x.device.type != "cpu" or torch.compiler.is_exporting():
+        return None
+    return getattr(torch.ops.nm_export, name, None)
 
 
 def keep_mask(scores: Tensor, n: int, m: int) -> Tensor:
@@ -268,13 +270,13 @@ class NMSparseLinear(nn.Linear):
 
     def product(self, values: Tensor, token_shift: Tensor) -> Tensor:
         """Return `(values W^T + e W^T) * scale + b + b'` `[..., O]`, without a dense product."""
-        plain = self.nm_scale is None
-        y = F.linear(values, self.weight, self.bias if plain else None)
+        scale = self.nm_scale
+        y = F.linear(values, self.weight, self.bias if scale is None else None)
         if self.nm_offset is not None:
             correction = token_shift * self.nm_offset if SHIFT_MODES[self.shift] else self.nm_offset
             y = (y.float() + correction).to(y.dtype)
-        if not plain:
-            y = (y.float() * self.nm_scale).to(y.dtype)
+        if scale is not None:
+            y = (y.float() * scale).to(y.dtype)
             y = y if self.bias is None else y + self.bias
         return y if self.nm_bias is None else (y.float() + self.nm_bias).to(y.dtype)
 

@@ -1,0 +1,57 @@
+"""What learning has reached so far, in a folder, so that an interrupted run goes on from there."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+class Checkpoints:
+    """Named states in a folder of their own; each file appears whole or not at all.
+
+    Args:
+        folder: folder for them; None keeps nothing.
+        key: of everything that decides the result (model, text, recipe). A folder that was written for another key is
+            emptied.
+    """
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        mark = folder / "key.json"
+        if folder.exists() and (not mark.is_file() or mark.read_text(encoding="utf-8") != key):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.write_text(key, encoding="utf-8")
+
+    def save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep tensors and JSON values under a name, instead of what was there."""
+        if self.folder is None:
+            return
+        scratch = self.folder / f".{name}.safetensors"
+        contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        save_file(contiguous, scratch, metadata={"facts": json.dumps(dict(facts))})
+        scratch.replace(self.folder / f"{name}.safetensors")
+
+    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return what was saved under a name, or None when there is nothing, or nothing readable."""
+        path = None if self.folder is None else self.folder / f"{name}.safetensors"
+        if path is None or not path.is_file():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+            return load_file(path), facts
+        except (SafetensorError, OSError, TypeError, KeyError, ValueError):
+            return None  # as good as none: the work is done again
+
+    def remove(self) -> None:
+        """Delete the folder: the result has been written elsewhere."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,126 @@
+"""Train sparsity parameters of all blocks at once, against the dense model's predictions or the text itself."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nm_export.calibration.processes import Processes
+from nm_export.errors import UserError
+from nm_export.learning.checkpoints import Checkpoints
+from nm_export.learning.optimiser import Optimiser
+from nm_export.learning.report import LearningReport
+from nm_export.learning.trainable import trainable
+from nm_export.progress import steps as showing_steps
+from nm_export.recipe import LearningSection
+
+CHECKPOINT_STEPS = 20
+
+
+def learn_end_to_end(
+    model: Any,
+    sequences: Tensor,
+    held_out: Tensor,
+    section: LearningSection,
+    *,
+    checkpoints: Checkpoints,
+    processes: Processes,
+) -> LearningReport:
+    """Train an `NMSparseForCausalLM` in place; it keeps its starting values if held-out text likes them better.
+
+    With several processes, the passes of one step are dealt out among them, so that the result is that of one process
+    to the rounding of sums.
+
+    Args:
+        model: calibrated sparse model. The dense model that it is compared with is its own, with pruning off.
+        sequences: token ids, int64 `[samples, length]`.
+        held_out: further sequences of the same length.
+        section: what to train, and how.
+        checkpoints: where to continue from, and what to leave for a later run.
+        processes: others that train the same model.
+
+    Raises:
+        UserError: the model has nothing of what is to be trained, or the loss became NaN.
+    """
+    batches = [
+        batch
+        for epoch in range(section.epochs)
+        for batch in _shuffled(sequences, section.seed + epoch).split(section.batch_size)
+    ]
+    per_step = section.gradient_accumulation
+    steps = len(batches) // per_step
+    if not steps:
+        raise UserError(
+            f"learning has {len(batches)} batches, fewer than learning.gradient_accumulation ({per_step}); lower it or "
+            "raise learning.num_samples."
+        )
+    before = evaluate(model, held_out, section)
+    losses: list[float] = []
+    with trainable(
+        model, model.nm_modules(), section.parameters, weight_rank=section.weight_rank, seed=section.seed
+    ) as leaves:
+        if not leaves:
+            raise UserError(nothing_to_train(section))
+        start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+        optimiser = Optimiser(leaves, section, steps, processes)
+        saved = checkpoints.load("end_to_end")
+        if saved is not None:
+            losses = saved[1]["losses"]
+            optimiser.load(saved[0], len(losses))
+        with showing_steps("Learning", steps, len(losses)) as advance:
+            for step in range(len(losses), steps):
+                own = range(step * per_step, (step + 1) * per_step)[processes.rank :: processes.count]
+                loss = torch.zeros(1, dtype=torch.float64)
+                for index in own:
+                    part = _loss(model, batches[index], section) / per_step
+                    part.backward()
+                    loss += part.detach().double().cpu()
+                optimiser.step()
+                losses.append(float(processes.gather(loss).sum()))
+                advance(f"{section.loss} {_recent(losses):.4f}")
+                if (step + 1) % CHECKPOINT_STEPS == 0 and processes.rank == 0:
+                    checkpoints.save("end_to_end", optimiser.state(), {"losses": losses})
+        after = evaluate(model, held_out, section)
+        kept = after < before
+        if not kept:
+            with torch.no_grad():
+                for name, leaf in leaves.items():
+                    leaf.copy_(start[name])
+    return LearningReport("end_to_end", losses, {"model": (before, after, kept)})
+
+
+def nothing_to_train(section: LearningSection) -> str:
+    """The sentence for a recipe whose schemes have no parameter that learning could change."""
+    return (
+        f"learning.parameters ({', '.join(section.parameters)}) finds nothing to train; give the sparsity section "
+        "shift: learned, output_scale, output_bias: learned or residual_rank, or train the weight."
+    )
+
+
+def evaluate(model: Any, held_out: Tensor, section: LearningSection) -> float:
+    """Mean loss over held-out sequences, nats for one token."""
+    with torch.no_grad():
+        losses = [float(_loss(model, batch, section)) * len(batch) for batch in held_out.split(section.batch_size)]
+    return sum(losses) / len(held_out)
+
+
+def _loss(model: Any, ids: Tensor, section: LearningSection) -> Tensor:
+    ids = ids.to(model.device)
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
+        if section.loss == "kl":
+            with torch.no_grad(), model.dense():
+                expected = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    if section.loss == "kl":
+        divergence = F.kl_div(logits.log_softmax(-1), expected, reduction="none", log_target=True)
+        return divergence.sum(-1).mean()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def _shuffled(sequences: Tensor, seed: int) -> Tensor:
+    return sequences[torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))]
+
+
+def _recent(losses: list[float], window: int = 10) -> float:
+    return sum(losses[-window:]) / len(losses[-window:])

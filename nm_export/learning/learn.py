@@ -1,0 +1,58 @@
+"""Train the sparsity parameters of a calibrated model, as its recipe says."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nm_export.calibration.processes import Processes
+from nm_export.errors import UserError
+from nm_export.learning.blockwise import learn_blockwise
+from nm_export.learning.checkpoints import Checkpoints
+from nm_export.learning.end_to_end import learn_end_to_end
+from nm_export.learning.report import LearningReport
+from nm_export.recipe import LearningSection
+
+_MODES = {"blockwise": learn_blockwise, "end_to_end": learn_end_to_end}
+
+
+def learn(
+    model: Any,
+    sequences: Tensor,
+    section: LearningSection,
+    *,
+    checkpoint_dir: Path | None = None,
+    checkpoint_key: str = "",
+    processes: Processes | None = None,
+) -> LearningReport:
+    """Train an `NMSparseForCausalLM` in place.
+
+    Weights that are trained are listed in `config.sparsity["rewritten"]`; with pruning off, such a model is no longer
+    its base model.
+
+    Args:
+        model: calibrated sparse model.
+        sequences: token ids, int64 `[num_samples + held_out_samples, sequence_length]`; the last ones are held out.
+        section: what to train, and how.
+        checkpoint_dir: folder for what a later run with the same key continues from; it is left there.
+        checkpoint_key: of model, text and recipe.
+        processes: others that train the same model.
+
+    Raises:
+        UserError: nothing to train, too few sequences, or the loss became NaN.
+    """
+    if len(sequences) <= section.held_out_samples:
+        raise UserError(f"learning needs more than learning.held_out_samples sequences, not {len(sequences)}.")
+    report = _MODES[section.mode](
+        model,
+        sequences[: -section.held_out_samples],
+        sequences[-section.held_out_samples :],
+        section,
+        checkpoints=Checkpoints(checkpoint_dir, checkpoint_key),
+        processes=processes or Processes(),
+    )
+    if "weight" in section.parameters and any(kept for _, _, kept in report.held_out.values()):
+        sparsity = model.config.sparsity
+        names = {f"{name}.weight" for name in model.nm_modules()}
+        sparsity["rewritten"] = sorted(names | set(sparsity["rewritten"]))
+    return report
