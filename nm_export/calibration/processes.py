@@ -42,6 +42,6 @@ class Processes:
         states = [each.state() for each in statistics]
         rows = self.gather(torch.cat(states))
         for own, parts in zip(statistics, rows.split([len(state) for state in states], dim=1), strict=True):
-            own.tensors = own.unpack(parts[0])
+            own.tensors = own.unpack(parts[0].clone())
             for part in parts[1:]:
                 own.add(own.unpack(part))

@@ -17,7 +17,7 @@ channel, the sum of squares `[K]` and the largest magnitude `[K]`."""
 
 _ALWAYS: tuple[Statistic, ...] = ("tokens", "sum")  # the sum tells whether every activation was finite
 _OF_TOKENS: tuple[Statistic, ...] = ("tokens", "median_sum")
-_ELEMENTS = 1 << 17  # looked at together: their float64 copy stays in the cache, and memory far below one activation
+_ELEMENTS = 1 << 16  # looked at together: their float64 copy stays in the cache, and memory far below one activation
 
 
 class InputStatistics:
@@ -44,15 +44,17 @@ class InputStatistics:
 
     def add(self, seen: Mapping[Statistic, Tensor]) -> None:
         """Add statistics of further tokens; `seen` may hold more than is wanted here."""
+        # in place: new small tensors between the large ones of every layer would fragment the heap
         for word, tensor in self.tensors.items():
-            self.tensors[word] = _COMBINE.get(word, torch.add)(tensor, seen[word])
+            combine = torch.maximum if word == "maximum" else torch.add
+            combine(tensor, seen[word], out=tensor)
 
     def state(self) -> Tensor:
         """Everything gathered, float64 `[L]`; L follows from the channels and from what is wanted."""
         return torch.cat(list(self.tensors.values()))
 
     def unpack(self, state: Tensor) -> dict[Statistic, Tensor]:
-        """Split the `state` of an object of the same kind into its statistics, for `add`."""
+        """Split the `state` of an object of the same kind into its statistics (views), for `add`."""
         parts = state.split([len(tensor) for tensor in self.tensors.values()])
         return dict(zip(self.tensors, parts, strict=True))
 
@@ -80,9 +82,6 @@ class InputStatistics:
     def channel_maximum(self) -> Tensor:
         """Largest magnitude of each channel, float64 `[K]`."""
         return self.tensors["maximum"]
-
-
-_COMBINE = {"maximum": torch.maximum}
 
 
 def measure(x: Tensor, wanted: Collection[Statistic]) -> dict[Statistic, Tensor]:
