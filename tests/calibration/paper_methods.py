@@ -1,7 +1,8 @@
 """The methods of arXiv 2509.22166 as its formulas read: plain and slow, and sharing no code with the package.
 
 `python -m tests.calibration.paper_methods [METHOD ...]` compares the package with them on SmolLM2-135M: the perplexity
-of both, on windows of the built-in text.
+of both, on windows of the built-in text. Two windows tell little where a method has a shift: a pruned model is chaotic,
+and a relative change of its embeddings by 1e-7 moves this perplexity by up to 5 %. Linear by linear both are equal.
 """
 
 import argparse
@@ -27,10 +28,10 @@ RECIPES = {
 
 
 def keep_largest(score: torch.Tensor, n: int, m: int) -> torch.Tensor:
-    """1 where an entry is among the n largest of its group of m, 0 elsewhere."""
+    """1 where an entry is among the n largest of its group of m, 0 elsewhere; the first of equal ones is larger."""
     mask = torch.zeros_like(score)
     for first in range(0, score.shape[-1], m):
-        chosen = torch.topk(score[..., first : first + m], n, dim=-1).indices
+        chosen = score[..., first : first + m].sort(dim=-1, descending=True, stable=True).indices[..., :n]
         mask[..., first : first + m].scatter_(-1, chosen, 1.0)
     return mask
 
