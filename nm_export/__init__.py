@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nm_export.calibration.text import token_sequences
     from nm_export.errors import NMExportError, UserError
     from nm_export.evaluation import divergence, perplexity, torch_logits
+    from nm_export.learning import learn
     from nm_export.loading import load_exported
     from nm_export.modeling import NMSparseConfig, NMSparseForCausalLM, NMSparseModel
     from nm_export.onnx import NMSparseORTModelForCausalLM, export_onnx
@@ -33,6 +34,7 @@ _HOMES = {
     "calibrate": "calibration",
     "divergence": "evaluation",
     "export_onnx": "onnx",
+    "learn": "learning",
     "load_exported": "loading",
     "load_recipe": "recipe",
     "ops_library_path": "ops",
@@ -57,6 +59,7 @@ __all__ = [
     "calibrate",
     "divergence",
     "export_onnx",
+    "learn",
     "load_exported",
     "load_recipe",
     "ops_library_path",

@@ -112,6 +112,17 @@ def _steps(
         f"calibrate {len(plan.pruned) if plan else 'the matching'} linears at {recipe.sparsity.pattern} on "
         f"{text.num_samples} x {text.sequence_length} tokens of {text.dataset}"
     )
+    if recipe.sparsity.budget is not None:
+        yield (
+            f"measure the damage that pruning each of them does, and prune {recipe.sparsity.budget:.0%} of the "
+            "linears' MACs where it does least (the table above shows the candidates)"
+        )
+    learning = recipe.learning
+    if learning.mode != "none":
+        yield (
+            f"train {', '.join(learning.parameters)} ({learning.mode.replace('_', ' ')}) on {learning.epochs} x "
+            f"{learning.num_samples} x {learning.sequence_length} tokens"
+        )
     size = getattr(torch, dtype).itemsize * parameters / 1e9 if parameters else 0
     yield f"write {target}" + (f": {size:,.2f} GB of safetensors" if size else "")
     if recipe.onnx.enabled and not skip_onnx:

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,18 +14,16 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from nm_export.calibration import calibrate
+from nm_export.calibration.launch import launched_processes
 from nm_export.calibration.text import TokenSequences, read_sequences
 from nm_export.errors import UserError
 from nm_export.evaluation import perplexity, torch_logits
-from nm_export.modeling import NMSparseForCausalLM
-from nm_export.plan import Plan, make_plan
+from nm_export.preparation import Prepared, prepare
 from nm_export.publishing.card import model_card
 from nm_export.publishing.folder import check_target, replacing
 from nm_export.publishing.hub import push, resolve_repo_id
 from nm_export.publishing.save import write_model
 from nm_export.recipe import Recipe
-from nm_export.sources import load_model
 from nm_export.stages import Stages, peak_memory_bytes
 from nm_export.summary import Summary
 from nm_export.verification import VerificationReport, verify
@@ -54,10 +53,11 @@ def run(
     skip_onnx: bool = False,
     overwrite: bool = False,
     verbose: bool = False,
-) -> Summary:
-    """Do everything a recipe says and return what was done.
+) -> Summary | None:
+    """Do everything a recipe says and return what was done; None in all but the first process of a launch.
 
     The output folder appears when everything in it is verified, and not before; an earlier one is replaced in one step.
+    What learning has reached stays beside it until then, for the next run of the same recipe.
 
     Args:
         recipe: what to do.
@@ -81,21 +81,19 @@ def run(
         repo_id = resolve_repo_id(repo_id or recipe.publish.repo_id, recipe.name)
     with_onnx = recipe.onnx.enabled and not skip_onnx
     stages = Stages()
+    processes = launched_processes()
+    checkpoint_dir = target.parent / f".{target.name}.learning"
+    if processes.rank:  # calibrates with the others; the first process writes
+        with _quiet(verbose):
+            prepare(recipe, stages, processes, checkpoint_dir)
+        return None
     with _quiet(verbose), replacing(target, overwrite=overwrite) as folder:
-        with stages.stage("load", f"Loading {recipe.model.source}"):
-            model, tokenizer, provenance = load_model(recipe.model)
-            _refuse_nan(model, recipe)
-        plan = make_plan(model, recipe)
-        with stages.stage("text", "Reading text"):
-            calibration_text = read_sequences(tokenizer, recipe.calibration)
-            held_out = read_sequences(tokenizer, recipe.held_out)
-        model = NMSparseForCausalLM.from_dense(model, plan.sparsity())
-        with stages.stage("calibrate", f"Calibrating {len(plan.pruned)} linears"):
-            calibrate(model, calibration_text.input_ids, recipe.calibration.batch_size)
+        prepared = prepare(recipe, stages, processes, checkpoint_dir)
+        model, plan, held_out = prepared.model, prepared.plan, prepared.held_out
         with stages.stage("write", "Writing the model"):
-            write_model(model, tokenizer, folder, recipe.publish.max_shard_size)
+            write_model(model, prepared.tokenizer, folder, recipe.publish.max_shard_size)
             (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-            record = _record(recipe, plan, provenance, calibration_text, held_out)
+            record = _record(recipe, prepared)
             _write_json(folder / "nm_export.json", record)
         if with_onnx:
             with stages.stage("onnx", "Exporting to ONNX"):
@@ -105,10 +103,11 @@ def run(
             with stages.stage("verify", "Verifying"):
                 report = _verify(folder, model, held_out.input_ids, recipe, with_onnx)
         quality = None
-        if recipe.held_out.enabled:
-            with stages.stage("evaluate", "Measuring perplexity, sparse and dense"):
-                quality = _quality(model, held_out)
+        if prepared.dense_perplexity is not None:
+            with stages.stage("evaluate", "Measuring the sparse model's perplexity"):
+                quality = _quality(model, held_out, prepared.dense_perplexity)
         numbers = _numbers(stages, quality, report, with_onnx)
+        numbers["learning"] = prepared.learning.to_dict() if prepared.learning else None
         _write_json(folder / "measurements.json", numbers)
         card = model_card(
             name=target.name,
@@ -118,6 +117,7 @@ def run(
             numbers=numbers,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(checkpoint_dir, ignore_errors=True)
     summary = Summary(target, plan, quality, report, stages.seconds, peak_memory_bytes())
     if push_to_hub:
         assert repo_id is not None
@@ -137,14 +137,6 @@ def verify_folder(folder: str | Path) -> str:
     with _quiet(verbose=False):
         report = _verify(Path(folder), model, sequences, recipe, with_onnx)
     return json.dumps(report.to_dict(), indent=2)
-
-
-def _refuse_nan(model: torch.nn.Module, recipe: Recipe) -> None:
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            overflows = recipe.model.dtype == "float16"
-            hint = "set model.dtype to bfloat16 or float32" if overflows else "the checkpoint is damaged"
-            raise UserError(f"{recipe.model.source} holds NaN or infinite values in {name}; {hint}.")
 
 
 def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:
@@ -175,31 +167,29 @@ def _verify(folder: Path, model: Any, sequences: torch.Tensor, recipe: Recipe, w
     )
 
 
-def _quality(model: Any, held_out: TokenSequences) -> dict[str, Any]:
-    sparse = perplexity(torch_logits(model), held_out.input_ids, "Perplexity, sparse")
-    with model.dense():
-        dense = perplexity(torch_logits(model), held_out.input_ids, "Perplexity, dense")
+def _quality(model: Any, held_out: TokenSequences, dense: float) -> dict[str, Any]:
+    sparse = perplexity(torch_logits(model), held_out.input_ids)
     windows, length = held_out.input_ids.shape
     source = held_out.provenance
     text = f"{source['dataset']} ({source['split']}), {windows} windows of {length} tokens"
     return {"text": text, "sparse": sparse, "dense": dense, "ratio": sparse / dense}
 
 
-def _record(
-    recipe: Recipe, plan: Plan, provenance: dict[str, Any], calibration: TokenSequences, held_out: TokenSequences
-) -> dict[str, Any]:
+def _record(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """What went in: everything that decides the bytes of the model, and nothing that changes from run to run."""
+    plan = prepared.plan
     return {
         "format": 1,
-        "base_model": provenance,
-        "calibration_text": calibration.provenance,
-        "held_out_text": held_out.provenance,
+        "base_model": prepared.provenance,
+        "calibration_text": prepared.calibration_text.provenance,
+        "held_out_text": prepared.held_out.provenance,
         "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
         "linear_macs": {
             "pruned_linears": len(plan.pruned),
             "linears": len(plan.linears),
             "pruned_share": plan.pruned_share,
             "saved_share": plan.saved_share,
+            "added_share": plan.added_share,
         },
         "versions": {"python": platform.python_version(), **_versions()},
     }

@@ -1,8 +1,8 @@
 """What a recipe means for one model: which linears are pruned, how, and which of them share one selection."""
 
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -81,6 +81,18 @@ class Plan:
                 continue
             groups[linear.input_id, linear.scheme].append(linear.name)
         return list(groups.values())
+
+    def with_patterns(self, patterns: Mapping[str, str | None]) -> "Plan":
+        """Return the plan with other patterns for some linears; None leaves a linear dense."""
+
+        def changed(linear: PlannedLinear) -> PlannedLinear:
+            if linear.name not in patterns or linear.scheme is None:
+                return linear
+            pattern = patterns[linear.name]
+            scheme = None if pattern is None else linear.scheme.model_copy(update={"pattern": pattern})
+            return replace(linear, scheme=scheme)
+
+        return Plan(tuple(changed(linear) for linear in self.linears))
 
     def sparsity(self) -> dict[str, Any]:
         """Return the `sparsity` section of `NMSparseConfig`."""

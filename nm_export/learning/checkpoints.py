@@ -1,7 +1,6 @@
 """What learning has reached so far, in a folder, so that an interrupted run goes on from there."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,24 @@ from torch import Tensor
 
 
 class Checkpoints:
-    """Named states in a folder of their own; each file appears whole or not at all.
+    """Named states in a folder; each file appears whole or not at all.
 
     Args:
-        folder: folder for them; None keeps nothing.
-        key: of everything that decides the result (model, text, recipe). A folder that was written for another key is
-            emptied.
+        folder: folder for them, made when something is saved; None keeps nothing.
+        key: of everything that decides the result (model, text, recipe). What was saved with another key is not found.
     """
 
     def __init__(self, folder: Path | None, key: str) -> None:
-        self.folder = folder
-        if folder is None:
-            return
-        mark = folder / "key.json"
-        if folder.exists() and (not mark.is_file() or mark.read_text(encoding="utf-8") != key):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.write_text(key, encoding="utf-8")
+        self.folder, self.key = folder, key
 
     def save(self, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Keep tensors and JSON values under a name, instead of what was there."""
         if self.folder is None:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         scratch = self.folder / f".{name}.safetensors"
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, scratch, metadata={"facts": json.dumps(dict(facts))})
+        save_file(contiguous, scratch, metadata={"key": self.key, "facts": json.dumps(dict(facts))})
         scratch.replace(self.folder / f"{name}.safetensors")
 
     def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -46,12 +38,7 @@ class Checkpoints:
             return None
         try:
             with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-            return load_file(path), facts
+                metadata = file.metadata()
+            return (load_file(path), json.loads(metadata["facts"])) if metadata["key"] == self.key else None
         except (SafetensorError, OSError, TypeError, KeyError, ValueError):
             return None  # as good as none: the work is done again
-
-    def remove(self) -> None:
-        """Delete the folder: the result has been written elsewhere."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)

@@ -56,9 +56,23 @@ def group_size(pattern: str, channels: int) -> tuple[int, int]:
     return n, m
 
 
+_plain = False
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Within the block, compute with torch alone, even where compiled operators do the same faster."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
 def _compiled(name: str, x: Tensor) -> Any:
     # The package nm_export registers operators that do the same on the CPU, faster; without it there are none.
-    if x.device.type != "cpu" or torch.compiler.is_exporting():
+    if _plain or x.device.type != "cpu" or torch.compiler.is_exporting():
         return None
     return getattr(torch.ops.nm_export, name, None)
 
@@ -363,6 +377,17 @@ class _NMSparse(PreTrainedModel):
         self.config = config
         # the base class has turned this class attribute into a set of its own by now
         self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), *NMSparseLinear._buffer_names}
+
+    def to_dense(self) -> Any:
+        """Turn the model back into the dense one, in place and without copying a weight; returns it."""
+        for name, module in self.nm_modules().items():
+            with torch.device("meta"):
+                linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+            linear.weight, linear.bias = module.weight, module.bias
+            self.set_submodule(name, linear.train(module.training))
+        model: Any = self
+        model.config, model.__class__ = self.config.base_config, self._base_class
+        return model
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # bound classes are made at run time: pickle and deepcopy need a function that makes them again
