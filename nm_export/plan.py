@@ -15,6 +15,10 @@ from nm_export.modeling.modeling_nm_sparse import group_size
 from nm_export.recipe import Recipe, Scheme
 
 
+_SELECTION = ("pattern", "score", "score_exponent", "shift", "variance_correction", "phase")
+"""Fields of a scheme that decide what is kept; the others come after the product."""
+
+
 @dataclass(frozen=True)
 class PlannedLinear:
     """One linear of the decoder: `O x K` weight, its scheme (None: dense) and the number of the input it reads."""
@@ -72,14 +76,13 @@ class Plan:
 
     @property
     def input_groups(self) -> list[list[str]]:
-        """Names of the linears whose input is pruned, those that read one input under one scheme together: each list
-        shares a selection."""
+        """Names of the linears whose input is pruned, those that read one input and keep the same of it together."""
         groups: dict[Any, list[str]] = defaultdict(list)
         for linear in self.pruned:
             assert linear.scheme is not None
             if linear.scheme.prune == "weights":
                 continue
-            groups[linear.input_id, linear.scheme].append(linear.name)
+            groups[linear.input_id, *(getattr(linear.scheme, field) for field in _SELECTION)].append(linear.name)
         return list(groups.values())
 
     def with_patterns(self, patterns: Mapping[str, str | None]) -> "Plan":

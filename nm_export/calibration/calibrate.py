@@ -123,8 +123,8 @@ def _fill_group(linears: Sequence[Any], scheme: Mapping[str, Any], measured: Inp
         if shift is not None:
             _fill(linear.nm_shift, shift)
         linear.update_offset()
-        if rank := scheme["residual_rank"]:
-            B, A = low_rank_factors(linear.weight, rank)
+        if linear.nm_residual_in is not None:  # the group's linears may differ in what comes after their products
+            B, A = low_rank_factors(linear.weight, len(linear.nm_residual_in))
             _fill(linear.nm_residual_in, B)
             _fill(linear.nm_residual_out, A)
 

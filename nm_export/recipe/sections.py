@@ -106,6 +106,15 @@ class SchemeFields(Section):
         return check_pattern(pattern)
 
     @model_validator(mode="after")
+    def _dense_calls_are_dense(self) -> Self:
+        if self.phase != "both" and (self.output_scale or self.output_bias != "none"):
+            raise ValueError(
+                f"phase: {self.phase} leaves other calls dense, which output_scale and output_bias would change; "
+                "use phase: both, or none of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_have_no_mitigation(self) -> Self:
         if self.prune == "weights":
             for field in ("score", "shift", "variance_correction", "phase", "output_scale", "output_bias"):

@@ -117,7 +117,7 @@ def reloading_is_fine(monkeypatch, model):
             r"outputs of model\.layers\.0\.self_attn\.o_proj in onnx_k",
         ),
         (
-            "model.layers.1.mlp.up_proj.offset",
+            "model.layers.1.mlp.up_proj.sparse_bias",
             add_one,
             r"outputs of model\.layers\.1\.mlp\.up_proj in onnx_kernel",
         ),
