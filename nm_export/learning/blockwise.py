@@ -5,20 +5,21 @@ and the inputs and targets of all sequences, on the model's own device for the b
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nm_export.calibration.offload import placed
 from nm_export.calibration.processes import Processes
-from nm_export.errors import NMExportError, UserError
+from nm_export.errors import UserError
+from nm_export.learning.agreement import load_everywhere, of_first
 from nm_export.learning.checkpoints import Checkpoints
-from nm_export.learning.end_to_end import nothing_to_train
 from nm_export.learning.optimiser import Optimiser
 from nm_export.learning.report import LearningReport
-from nm_export.learning.trainable import trainable
+from nm_export.learning.trainable import is_trainable, trainable
 from nm_export.modeling.modeling_nm_sparse import NMSparseLinear
 from nm_export.progress import steps as showing_steps
 from nm_export.recipe import LearningSection
@@ -39,7 +40,8 @@ def learn_blockwise(
 ) -> LearningReport:
     """Train the blocks of an `NMSparseForCausalLM` in place; a block that held-out text dislikes keeps its start.
 
-    With several processes each goes through all sequences, and the passes of a step are dealt out among them.
+    With several processes each goes through all sequences, and the passes of a step are dealt out among them. Blocks
+    that Accelerate offloads are loaded for each pass.
 
     Args:
         model: calibrated sparse model.
@@ -50,18 +52,17 @@ def learn_blockwise(
         processes: others that train the same model.
 
     Raises:
-        UserError: the model has nothing of what is to be trained, or the loss became NaN.
-        NMExportError: the pruned linears do not belong to blocks that are called one after the other.
+        UserError: the loss became NaN, or pruned linears do not belong to blocks that are called one after the other.
     """
-    blocks = _blocks(model)
-    inputs, calls = _first_inputs(model, blocks, sequences.split(section.batch_size))
-    held_inputs, held_calls = _first_inputs(model, blocks, held_out.split(section.batch_size))
+    blocks = _blocks(model, section)
+    text = _Calls(model, blocks, sequences.split(section.batch_size))
+    held_text = _Calls(model, blocks, held_out.split(section.batch_size))
     losses: list[float] = []
     results: dict[str, tuple[float, float, bool]] = {}
-    total = len(blocks) * section.epochs * (len(inputs) // section.gradient_accumulation)
-    with showing_steps("Learning", total) as advance:
+    steps = section.epochs * (len(text.inputs) // section.gradient_accumulation)
+    with showing_steps("Learning", steps * sum(bool(linears) for _, linears in blocks.values())) as advance:
         for name, (block, linears) in blocks.items():
-            saved = checkpoints.load(name)
+            saved = load_everywhere(checkpoints, name, processes) if linears else None
             if saved is not None:
                 block.load_state_dict(saved[0], strict=False)
                 results[name] = tuple(saved[1]["held_out"])
@@ -69,152 +70,185 @@ def learn_blockwise(
                 for _ in saved[1]["losses"]:
                     advance("done before")
             elif linears:
-                learner = _Block(model, block, linears, section, processes)
-                train = list(zip(inputs, calls[name], strict=True))
-                held = list(zip(held_inputs, held_calls[name], strict=True))
-                results[name] = learner.fit(train, held, lambda loss, name=name: advance(f"{name} mse {loss:.3g}"))
+                learner = _Block(model, name, block, linears, section, processes)
+                results[name] = learner.fit(text, held_text, advance)
                 losses += learner.losses
                 if processes.rank == 0:
-                    changed = {k: v for k, v in block.state_dict().items() if learner.changes(k)}
-                    checkpoints.save(name, changed, {"losses": learner.losses, "held_out": results[name]})
-            with torch.no_grad():
-                inputs = [_run(block, x, call).cpu() for x, call in zip(inputs, calls[name], strict=True)]
-                held_inputs = [
-                    _run(block, x, call).cpu() for x, call in zip(held_inputs, held_calls[name], strict=True)
-                ]
-    if not results:
-        raise UserError(nothing_to_train(section))
+                    checkpoints.save(name, learner.state(), {"losses": learner.losses, "held_out": results[name]})
+            text.go_through(name, block)
+            held_text.go_through(name, block)
     return LearningReport("blockwise", losses, results)
 
 
+class _Calls:
+    """The calls of a block with all batches of a text.
+
+    Attributes:
+        inputs: hidden states `[batch, length, hidden]` of each batch, on the host.
+    """
+
+    def __init__(self, model: Any, blocks: Mapping[str, tuple[nn.Module, Any]], batches: tuple[Tensor, ...]) -> None:
+        # masks and position embeddings depend on the shape of a batch only, and are shared by equal shapes
+        self._by_shape: dict[torch.Size, dict[str, _Arguments]] = {}
+        self._shapes = [batch.shape for batch in batches]
+        self.inputs: list[Tensor] = []
+        for batch in batches:
+            hidden, arguments = _first_call(model, blocks, batch, whole=batch.shape not in self._by_shape)
+            self._by_shape.setdefault(batch.shape, arguments)
+            self.inputs.append(hidden.cpu())
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def run(self, name: str, block: nn.Module, index: int) -> Tensor:
+        """Return the block's output for a batch, on the device where it was computed."""
+        args, kwargs = self._by_shape[self._shapes[index]][name]
+        device = next(block.parameters()).device
+        x = self.inputs[index]
+        output = block(x if device.type == "meta" else x.to(device), *args, **kwargs)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
+
+    def outputs(self, name: str, block: nn.Module) -> list[Tensor]:
+        """Return the block's outputs for all batches, on the host."""
+        with torch.no_grad():
+            return [self.run(name, block, index).cpu() for index in range(len(self))]
+
+    def go_through(self, name: str, block: nn.Module) -> None:
+        """Replace each input by the block's output: the inputs of the next block."""
+        with torch.no_grad():
+            for index in range(len(self)):
+                self.inputs[index] = self.run(name, block, index).cpu()
+
+
+_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block is called with besides the hidden states."""
+
+
 class _Block:
-    """The training of one block."""
+    """The training of one block.
+
+    Attributes:
+        losses: of each step.
+    """
 
     def __init__(
         self,
         model: Any,
+        name: str,
         block: nn.Module,
         linears: Mapping[str, NMSparseLinear],
         section: LearningSection,
         processes: Processes,
     ) -> None:
-        self.model, self.block, self.linears = model, block, linears
+        self.model, self.name, self.block, self.linears = model, name, block, linears
         self.section, self.processes = section, processes
         self.losses: list[float] = []
 
-    def changes(self, key: str) -> bool:
-        """Whether a tensor of the block's state dict may have been trained."""
-        return ".nm_" in key or ("weight" in self.section.parameters and key.removesuffix(".weight") in self._names())
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the block's state dict that may have been trained."""
+        weights = {f"{name.removeprefix(f'{self.name}.')}.weight" for name in self.linears}
+        trained = weights if "weight" in self.section.parameters else set()
+        return {key: value for key, value in self.block.state_dict().items() if ".nm_" in key or key in trained}
 
-    def _names(self) -> set[str]:
-        return {name for name, module in self.block.named_modules() if isinstance(module, NMSparseLinear)}
-
-    def fit(self, train: list[Any], held_out: list[Any], advance: Any) -> tuple[float, float, bool]:
+    def fit(self, text: _Calls, held_out: _Calls, advance: Callable[[str], None]) -> tuple[float, float, bool]:
         """Train; return the held-out loss before, after, and whether the training was kept."""
-        section, count = self.section, self.section.gradient_accumulation
-        with torch.no_grad(), self.model.dense():
-            targets = [_run(self.block, x, call).cpu() for x, call in train]
-            held_targets = [_run(self.block, x, call).cpu() for x, call in held_out]
+        section = self.section
+        with self.model.dense():
+            targets = text.outputs(self.name, self.block)
+            held_targets = held_out.outputs(self.name, self.block)
         before = self._mean_loss(held_out, held_targets)
-        steps = len(train) // count
         with trainable(
             self.block, self.linears, section.parameters, weight_rank=section.weight_rank, seed=section.seed
         ) as leaves:
-            if not leaves:
-                raise UserError(nothing_to_train(section))
-            start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
-            optimiser = Optimiser(leaves, section, steps * section.epochs, self.processes)
-            for epoch in range(section.epochs):
-                order = torch.randperm(len(train), generator=torch.Generator().manual_seed(section.seed + epoch))
-                for step in range(steps):
-                    own = order[step * count : (step + 1) * count].tolist()[self.processes.rank :: self.processes.count]
-                    loss = torch.zeros(1, dtype=torch.float64)
-                    for index in own:
-                        part = self._loss(train[index], targets[index]) / count
-                        part.backward()
-                        loss += part.detach().double().cpu()
-                    optimiser.step()
-                    self.losses.append(float(self.processes.gather(loss).sum()))
-                    advance(self.losses[-1])
-            after = self._mean_loss(held_out, held_targets)
+            steps = list(self._steps(len(text)))
+            optimiser = Optimiser(leaves, section, len(steps), self.processes)
+            for batches in steps:
+                loss = torch.zeros(1, dtype=torch.float64)
+                for index in batches[self.processes.rank :: self.processes.count]:
+                    part = self._loss(text, index, targets[index]) / len(batches)
+                    part.backward()
+                    loss += part.detach().double().cpu()
+                optimiser.step()
+                self.losses.append(float(self.processes.gather(loss).sum()))
+                advance(f"{self.name} mse {self.losses[-1]:.3g}")
+            before, after = of_first(self.processes, before, self._mean_loss(held_out, held_targets))
             kept = after < before
             if not kept:
-                with torch.no_grad():
-                    for name, leaf in leaves.items():
-                        leaf.copy_(start[name])
+                leaves.reset()
         return before, after, kept
 
-    def _loss(self, call: Any, target: Tensor) -> Tensor:
-        x, arguments = call
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.section.precision == "bfloat16"):
-            output = _run(self.block, x, arguments)
+    def _steps(self, batches: int) -> Iterator[list[int]]:
+        """The batches of each step; those of an epoch that do not fill a step are left out."""
+        count = self.section.gradient_accumulation
+        for epoch in range(self.section.epochs):
+            generator = torch.Generator().manual_seed(self.section.seed + epoch)
+            order = torch.randperm(batches, generator=generator).tolist()
+            for first in range(0, batches - count + 1, count):
+                yield order[first : first + count]
+
+    def _loss(self, text: _Calls, index: int, target: Tensor) -> Tensor:
+        linear = next(iter(self.linears.values()))
+        # an offloaded weight is nowhere between two passes; what is trained is where the block computes
+        device = next(tensor.device for tensor in (linear.weight, *linear.buffers()) if not tensor.is_meta)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.section.precision == "bfloat16"):
+            output = text.run(self.name, self.block, index)
         return F.mse_loss(output.float(), target.to(output.device).float())
 
-    def _mean_loss(self, calls: list[Any], targets: list[Tensor]) -> float:
+    def _mean_loss(self, text: _Calls, targets: list[Tensor]) -> float:
+        """Mean over all elements, whatever the sizes of the batches."""
         with torch.no_grad():
-            losses = [float(self._loss(call, target)) for call, target in zip(calls, targets, strict=True)]
-        return sum(losses) / len(losses)
+            sums = [float(self._loss(text, index, target)) * len(target) for index, target in enumerate(targets)]
+        return sum(sums) / sum(len(target) for target in targets)
 
 
-def _blocks(model: Any) -> dict[str, tuple[nn.Module, dict[str, NMSparseLinear]]]:
-    """The decoder's blocks in order, each with its pruned linears, by the names of the blocks."""
+def _blocks(model: Any, section: LearningSection) -> dict[str, tuple[nn.Module, dict[str, NMSparseLinear]]]:
+    """The decoder's blocks in order, each with its linears that have something to train, by the names of the blocks."""
     pruned = model.nm_modules()
     first = next(iter(pruned))
     path = re.match(r"(.*?)\.\d+\.", first)
     if path is None:
-        raise NMExportError(f"{first} is not part of a list of blocks: use learning.mode end_to_end.")
-    found = {}
-    for index, block in enumerate(model.get_submodule(path[1])):
-        prefix = f"{path[1]}.{index}."
-        found[prefix[:-1]] = (block, {name: module for name, module in pruned.items() if name.startswith(prefix)})
-    inside = sum(len(linears) for _, linears in found.values())
-    if inside != len(pruned):
-        raise NMExportError(f"Not every pruned linear is part of {path[1]}: use learning.mode end_to_end.")
-    return found
+        raise UserError(f"{first} is not part of a list of blocks: use learning.mode end_to_end.")
+    outside = [name for name in pruned if not name.startswith(f"{path[1]}.")]
+    if outside:
+        raise UserError(f"{outside[0]} is pruned and not part of {path[1]}: use learning.mode end_to_end.")
+    return {
+        f"{path[1]}.{index}": (
+            block,
+            {
+                name: module
+                for name, module in pruned.items()
+                if name.startswith(f"{path[1]}.{index}.") and is_trainable(module, section.parameters)
+            },
+        )
+        for index, block in enumerate(model.get_submodule(path[1]))
+    }
 
 
-def _first_inputs(
-    model: Any, blocks: Mapping[str, tuple[nn.Module, Any]], batches: tuple[Tensor, ...]
-) -> tuple[list[Tensor], dict[str, list[dict[str, Any]]]]:
-    """The first block's input for each batch, and for each block the further arguments of its call for each batch.
+def _first_call(
+    model: Any, blocks: Mapping[str, tuple[nn.Module, Any]], batch: Tensor, *, whole: bool
+) -> tuple[Tensor, dict[str, _Arguments]]:
+    """The first block's input for a batch, and what blocks are called with besides: the first, or all if `whole`."""
+    arguments: dict[str, _Arguments] = {}
+    hidden: list[Tensor] = []
 
-    The arguments (masks, position embeddings) depend on the shape of a batch only, and are shared by equal shapes.
-    """
-    by_shape: dict[torch.Size, dict[str, dict[str, Any]]] = {}
-    inputs = []
-    first = next(iter(blocks.values()))[0]
-    for batch in batches:
-        caught: dict[str, dict[str, Any]] = {}
-        hidden: list[Tensor] = []
+    def hook_for(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not arguments:
+                hidden.append(args[0] if args else kwargs["hidden_states"])
+            arguments[name] = args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}
+            if not whole:
+                raise _CaughtError
 
-        def note(
-            name: str, caught: Any = caught, hidden: Any = hidden, whole: bool = batch.shape not in by_shape
-        ) -> Any:
-            def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                if block is first:
-                    hidden.append(args[0] if args else kwargs["hidden_states"])
-                caught[name] = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-                if not whole:
-                    raise _CaughtError
+        return hook
 
-            return hook
-
-        hooks = [b.register_forward_pre_hook(note(name), with_kwargs=True) for name, (b, _) in blocks.items()]
-        try:
-            with torch.no_grad():
-                model.base_model(input_ids=batch.to(model.device), use_cache=False)
-        except _CaughtError:
-            pass
-        finally:
-            for handle in hooks:
-                handle.remove()
-        by_shape.setdefault(batch.shape, caught)
-        inputs.append(hidden[0].cpu())
-    return inputs, {name: [by_shape[batch.shape][name] for batch in batches] for name in blocks}
-
-
-def _run(block: nn.Module, x: Tensor, arguments: dict[str, Any]) -> Tensor:
-    device = next(block.parameters()).device
-    output = block(x.to(device), **arguments)
-    result: Tensor = output[0] if isinstance(output, tuple) else output
-    return result
+    hooks = [block.register_forward_pre_hook(hook_for(name), with_kwargs=True) for name, (block, _) in blocks.items()]
+    try:
+        with torch.no_grad():
+            model.base_model(input_ids=placed(model, batch), use_cache=False)
+    except _CaughtError:
+        pass
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return hidden[0], arguments

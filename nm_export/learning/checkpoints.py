@@ -1,13 +1,17 @@
 """What learning has reached so far, in a folder, so that an interrupted run goes on from there."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+Saved = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class Checkpoints:
@@ -28,17 +32,32 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = self.folder / f".{name}.safetensors"
         contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        save_file(contiguous, scratch, metadata={"key": self.key, "facts": json.dumps(dict(facts))})
+        words = json.dumps(dict(facts))
+        metadata = {"key": self.key, "facts": words, "digest": _digest(contiguous, words)}
+        save_file(contiguous, scratch, metadata=metadata)
         scratch.replace(self.folder / f"{name}.safetensors")
 
-    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return what was saved under a name, or None when there is nothing, or nothing readable."""
+    def load(self, name: str) -> Saved | None:
+        """Return what was saved under a name, or None when there is nothing, or nothing whole."""
         path = None if self.folder is None else self.folder / f"{name}.safetensors"
         if path is None or not path.is_file():
             return None
         try:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
-            return (load_file(path), json.loads(metadata["facts"])) if metadata["key"] == self.key else None
+            if metadata["key"] != self.key:
+                return None
+            tensors = load_file(path)
+            whole = _digest(tensors, metadata["facts"]) == metadata["digest"]
+            return (tensors, json.loads(metadata["facts"])) if whole else None
         except (SafetensorError, OSError, TypeError, KeyError, ValueError):
             return None  # as good as none: the work is done again
+
+
+def _digest(tensors: Mapping[str, Tensor], words: str) -> str:
+    # a machine that lost its power may leave a file of the right length that holds zeros
+    digest = hashlib.sha256(words.encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from nm_export.calibration.processes import Processes
 from nm_export.errors import UserError
+from nm_export.learning.agreement import load_everywhere, of_first
 from nm_export.learning.checkpoints import Checkpoints
 from nm_export.learning.optimiser import Optimiser
 from nm_export.learning.report import LearningReport
@@ -16,6 +17,7 @@ from nm_export.progress import steps as showing_steps
 from nm_export.recipe import LearningSection
 
 CHECKPOINT_STEPS = 20
+"""Steps from one checkpoint to the next; there is one after the last step too."""
 
 
 def learn_end_to_end(
@@ -41,8 +43,9 @@ def learn_end_to_end(
         processes: others that train the same model.
 
     Raises:
-        UserError: the model has nothing of what is to be trained, or the loss became NaN.
+        UserError: weights are offloaded, or the loss became NaN.
     """
+    _refuse_offloaded(model)
     batches = [
         batch
         for epoch in range(section.epochs)
@@ -50,21 +53,13 @@ def learn_end_to_end(
     ]
     per_step = section.gradient_accumulation
     steps = len(batches) // per_step
-    if not steps:
-        raise UserError(
-            f"learning has {len(batches)} batches, fewer than learning.gradient_accumulation ({per_step}); lower it or "
-            "raise learning.num_samples."
-        )
     before = evaluate(model, held_out, section)
     losses: list[float] = []
     with trainable(
         model, model.nm_modules(), section.parameters, weight_rank=section.weight_rank, seed=section.seed
     ) as leaves:
-        if not leaves:
-            raise UserError(nothing_to_train(section))
-        start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         optimiser = Optimiser(leaves, section, steps, processes)
-        saved = checkpoints.load("end_to_end")
+        saved = load_everywhere(checkpoints, "end_to_end", processes)
         if saved is not None:
             losses = saved[1]["losses"]
             optimiser.load(saved[0], len(losses))
@@ -79,23 +74,22 @@ def learn_end_to_end(
                 optimiser.step()
                 losses.append(float(processes.gather(loss).sum()))
                 advance(f"{section.loss} {_recent(losses):.4f}")
-                if (step + 1) % CHECKPOINT_STEPS == 0 and processes.rank == 0:
+                if ((step + 1) % CHECKPOINT_STEPS == 0 or step + 1 == steps) and processes.rank == 0:
                     checkpoints.save("end_to_end", optimiser.state(), {"losses": losses})
-        after = evaluate(model, held_out, section)
+        before, after = of_first(processes, before, evaluate(model, held_out, section))
         kept = after < before
         if not kept:
-            with torch.no_grad():
-                for name, leaf in leaves.items():
-                    leaf.copy_(start[name])
+            leaves.reset()
     return LearningReport("end_to_end", losses, {"model": (before, after, kept)})
 
 
-def nothing_to_train(section: LearningSection) -> str:
-    """The sentence for a recipe whose schemes have no parameter that learning could change."""
-    return (
-        f"learning.parameters ({', '.join(section.parameters)}) finds nothing to train; give the sparsity section "
-        "shift: learned, output_scale, output_bias: learned or residual_rank, or train the weight."
-    )
+def _refuse_offloaded(model: Any) -> None:
+    # the backward pass would hold every weight that the forward pass has loaded
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise UserError(
+                f"learning.mode: end_to_end needs the whole model in memory, and {name} is offloaded; use blockwise."
+            )
 
 
 def evaluate(model: Any, held_out: Tensor, section: LearningSection) -> float:

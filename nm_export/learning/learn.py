@@ -11,6 +11,7 @@ from nm_export.learning.blockwise import learn_blockwise
 from nm_export.learning.checkpoints import Checkpoints
 from nm_export.learning.end_to_end import learn_end_to_end
 from nm_export.learning.report import LearningReport
+from nm_export.learning.trainable import is_trainable
 from nm_export.recipe import LearningSection
 
 _MODES = {"blockwise": learn_blockwise, "end_to_end": learn_end_to_end}
@@ -39,10 +40,10 @@ def learn(
         processes: others that train the same model.
 
     Raises:
-        UserError: nothing to train, too few sequences, or the loss became NaN.
+        UserError: nothing to train, too few sequences, the loss became NaN, or the mode cannot do with this model; the
+            model is as it was, but for blocks that were finished.
     """
-    if len(sequences) <= section.held_out_samples:
-        raise UserError(f"learning needs more than learning.held_out_samples sequences, not {len(sequences)}.")
+    _check(model, len(sequences), section)
     report = _MODES[section.mode](
         model,
         sequences[: -section.held_out_samples],
@@ -51,8 +52,30 @@ def learn(
         checkpoints=Checkpoints(checkpoint_dir, checkpoint_key),
         processes=processes or Processes(),
     )
-    if "weight" in section.parameters and any(kept for _, _, kept in report.held_out.values()):
+    if "weight" in section.parameters:
         sparsity = model.config.sparsity
-        names = {f"{name}.weight" for name in model.nm_modules()}
+        kept = tuple(f"{part}." for part, (_, _, is_kept) in report.held_out.items() if is_kept)
+        everywhere = report.mode == "end_to_end" and bool(kept)
+        names = {f"{name}.weight" for name in model.nm_modules() if everywhere or name.startswith(kept)}
         sparsity["rewritten"] = sorted(names | set(sparsity["rewritten"]))
     return report
+
+
+def _check(model: Any, sequences: int, section: LearningSection) -> None:
+    samples = sequences - section.held_out_samples
+    if samples < 1:
+        raise UserError(
+            f"learning has {sequences} sequences and needs more than learning.held_out_samples "
+            f"({section.held_out_samples})."
+        )
+    batches = -(-samples // section.batch_size)
+    if batches < section.gradient_accumulation:
+        raise UserError(
+            f"learning has {batches} batches, fewer than learning.gradient_accumulation "
+            f"({section.gradient_accumulation}); lower it or raise learning.num_samples."
+        )
+    if not any(is_trainable(module, section.parameters) for module in model.nm_modules().values()):
+        raise UserError(
+            f"learning.parameters ({', '.join(section.parameters)}) finds nothing to train; give the sparsity section "
+            "shift: learned, output_scale, output_bias: learned or residual_rank, or train the weight."
+        )

@@ -8,6 +8,7 @@ from transformers import get_scheduler
 
 from nm_export.calibration.processes import Processes
 from nm_export.errors import UserError
+from nm_export.learning.agreement import copy_of_first
 from nm_export.recipe import LearningSection
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -20,7 +21,8 @@ class Optimiser:
         leaves: float32 tensors that require gradients, by name.
         section: learning rate, schedule and so on.
         steps: number of steps in all.
-        processes: others that train the same leaves on other batches; gradients are added up in the order of ranks.
+        processes: others that train the same leaves on other batches; all start from the first one's leaves, and
+            gradients are added up in the order of ranks.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Optimiser:
         self.leaves = dict(leaves)
         self.max_norm = section.max_grad_norm
         self.processes = processes
+        copy_of_first(processes, self.leaves)
         self.adam = torch.optim.AdamW(
             self.leaves.values(), lr=section.learning_rate, betas=section.betas, weight_decay=section.weight_decay
         )

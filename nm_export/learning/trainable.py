@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nm_export.calibration.offload import weights_at_hand
+from nm_export.errors import UserError
 from nm_export.modeling.modeling_nm_sparse import NMSparseLinear
 
 _BUFFERS = {
@@ -44,6 +46,25 @@ class TrainedLinear(NMSparseLinear):
         return y.to(values.dtype)
 
 
+class Leaves(dict[str, Tensor]):
+    """Tensors that are trained, float32, by names such as `<module>.nm_shift` and `<module>.update_in`."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self._start = {name: leaf.detach().clone() for name, leaf in tensors.items()}
+
+    def reset(self) -> None:
+        """Give every leaf the value that it had when the training began."""
+        with torch.no_grad():
+            for name, leaf in self.items():
+                leaf.copy_(self._start[name])
+
+
+def is_trainable(module: NMSparseLinear, parameters: Collection[str]) -> bool:
+    """Whether a pruned linear has any of these parameters; see `trainable`."""
+    return "weight" in parameters or any(True for _ in _trained_buffers(module, parameters))
+
+
 @contextmanager
 def trainable(
     model: torch.nn.Module,
@@ -52,11 +73,11 @@ def trainable(
     *,
     weight_rank: int = 16,
     seed: int = 0,
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[Leaves]:
     """Within the block, make parameters of pruned linears leaves that an optimiser can train, and freeze all others.
 
-    When the block ends well, updates are added to their weights, in place. Offsets follow the shifts and weights in
-    any case.
+    When the block ends well, updates are added to their weights, in place, and offsets follow shifts and weights. When
+    it raises, every parameter is what it was before.
 
     Args:
         model: model that the linears belong to.
@@ -66,45 +87,68 @@ def trainable(
         seed: of the start of the updates. They begin as 0: one factor is random, the other 0.
 
     Yields:
-        The leaves, float32, by names such as `<module>.nm_shift` and `<module>.update_in`.
+        The leaves.
+
+    Raises:
+        UserError: a weight is to be trained that Accelerate has offloaded.
     """
-    generator = torch.Generator().manual_seed(seed)
     frozen = [parameter for parameter in model.parameters() if parameter.requires_grad]
     classes = {name: type(module) for name, module in modules.items()}
-    leaves: dict[str, Tensor] = {}
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    for name, module in modules.items():
-        trained: Any = module
-        trained.__class__ = TrainedLinear
-        trained.update = _new_update(module, weight_rank, generator) if "weight" in parameters else None
-        if trained.update is not None:
-            leaves[f"{name}.update_in"], leaves[f"{name}.update_out"] = trained.update
-        for buffer in (buffer for kind in parameters for buffer in _BUFFERS.get(kind, ())):
-            leaf = getattr(module, buffer)
-            if leaf is not None and not (buffer == "nm_shift" and leaf.numel() == 1):
-                leaves[f"{name}.{buffer}"] = leaf
+    generator = torch.Generator().manual_seed(seed)
+    leaves = Leaves({})
     try:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        found: dict[str, Tensor] = {}
+        for name, module in modules.items():
+            trained: Any = module
+            trained.update = _new_update(name, module, weight_rank, generator) if "weight" in parameters else None
+            trained.__class__ = TrainedLinear
+            if trained.update is not None:
+                found[f"{name}.update_in"], found[f"{name}.update_out"] = trained.update
+            found |= {f"{name}.{buffer}": leaf for buffer, leaf in _trained_buffers(module, parameters)}
+        leaves = Leaves(found)
         for leaf in leaves.values():
             leaf.requires_grad_(True)
         yield leaves
-        with torch.no_grad():
-            for trained in modules.values():
-                if trained.update is not None:
-                    trained.weight += (trained.update[1] @ trained.update[0]).to(trained.weight.dtype)
+        for name, trained in modules.items():
+            _settle(trained, shift_trained=f"{name}.nm_shift" in leaves)
+    except BaseException:
+        leaves.reset()
+        raise
     finally:
         for leaf in leaves.values():
             leaf.requires_grad_(False)
             leaf.grad = None
         for name, trained in modules.items():
-            del trained.update
+            trained.__dict__.pop("update", None)
             trained.__class__ = classes[name]
-            trained.update_offset()
         for parameter in frozen:
             parameter.requires_grad_(True)
 
 
-def _new_update(module: NMSparseLinear, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def _trained_buffers(module: NMSparseLinear, parameters: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    for buffer in (buffer for kind in parameters for buffer in _BUFFERS.get(kind, ())):
+        leaf = getattr(module, buffer)
+        if leaf is not None and not (buffer == "nm_shift" and leaf.numel() == 1):
+            yield buffer, leaf
+
+
+def _new_update(name: str, module: NMSparseLinear, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    if module.weight.is_meta:
+        raise UserError(f"learning.parameters: the weight of {name} must be in memory to be trained, and is offloaded.")
     device = module.weight.device
     first = torch.randn(rank, module.in_features, generator=generator) / module.in_features**0.5
     return first.to(device), torch.zeros(module.out_features, rank, device=device)
+
+
+def _settle(module: TrainedLinear, shift_trained: bool) -> None:
+    """Put what was trained where `NMSparseLinear` looks for it."""
+    changed = shift_trained
+    with torch.no_grad():
+        if module.update is not None and module.update[1].any():  # adding 0 would turn -0 into 0
+            module.weight.copy_(module.weight.float() + module.update[1] @ module.update[0])
+            changed = True
+    if changed:
+        with weights_at_hand([module]):
+            module.update_offset()
