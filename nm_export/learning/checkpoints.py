@@ -31,7 +31,10 @@ class Checkpoints:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = self.folder / f".{name}.safetensors"
-        contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        # copies, because a file cannot hold one tensor under two names
+        contiguous = {
+            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
+        }
         words = json.dumps(dict(facts))
         metadata = {"key": self.key, "facts": words, "digest": _digest(contiguous, words)}
         save_file(contiguous, scratch, metadata=metadata)

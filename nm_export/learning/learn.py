@@ -11,7 +11,7 @@ from nm_export.learning.blockwise import learn_blockwise
 from nm_export.learning.checkpoints import Checkpoints
 from nm_export.learning.end_to_end import learn_end_to_end
 from nm_export.learning.report import LearningReport
-from nm_export.learning.trainable import is_trainable
+from nm_export.learning.trainable import is_trainable, shared_shifts
 from nm_export.recipe import LearningSection
 
 _MODES = {"blockwise": learn_blockwise, "end_to_end": learn_end_to_end}
@@ -44,14 +44,15 @@ def learn(
             model is as it was, but for blocks that were finished.
     """
     _check(model, len(sequences), section)
-    report = _MODES[section.mode](
-        model,
-        sequences[: -section.held_out_samples],
-        sequences[-section.held_out_samples :],
-        section,
-        checkpoints=Checkpoints(checkpoint_dir, checkpoint_key),
-        processes=processes or Processes(),
-    )
+    with shared_shifts(model):
+        report = _MODES[section.mode](
+            model,
+            sequences[: -section.held_out_samples],
+            sequences[-section.held_out_samples :],
+            section,
+            checkpoints=Checkpoints(checkpoint_dir, checkpoint_key),
+            processes=processes or Processes(),
+        )
     if "weight" in section.parameters:
         sparsity = model.config.sparsity
         kept = tuple(f"{part}." for part, (_, _, is_kept) in report.held_out.items() if is_kept)

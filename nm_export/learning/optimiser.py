@@ -32,8 +32,13 @@ class Optimiser:
         self.max_norm = section.max_grad_norm
         self.processes = processes
         copy_of_first(processes, self.leaves)
+        rates = {False: section.learning_rate, True: section.weight_learning_rate or section.learning_rate}
+        groups = [
+            {"params": [leaf for name, leaf in leaves.items() if _is_factor(name) == factors], "lr": rate}
+            for factors, rate in rates.items()
+        ]
         self.adam = torch.optim.AdamW(
-            self.leaves.values(), lr=section.learning_rate, betas=section.betas, weight_decay=section.weight_decay
+            [group for group in groups if group["params"]], betas=section.betas, weight_decay=section.weight_decay
         )
         warmup = round(section.warmup_ratio * steps)
         self.schedule = get_scheduler(_SCHEDULES[section.schedule], self.adam, warmup, steps)
@@ -82,3 +87,8 @@ class Optimiser:
         total = self.processes.gather(torch.cat([grad.flatten().double().cpu() for grad in grads])).sum(dim=0)
         for leaf, part in zip(self.leaves.values(), total.split([grad.numel() for grad in grads]), strict=True):
             leaf.grad = part.to(leaf.device, leaf.dtype).reshape(leaf.shape)
+
+
+def _is_factor(name: str) -> bool:
+    """Whether a leaf is a factor of a low-rank product; such start small and need larger steps."""
+    return name.rpartition(".")[2] in ("update_in", "update_out", "nm_residual_in", "nm_residual_out")

@@ -3,7 +3,7 @@
 The choice of channels is a constant of the backward pass: gradients are those of the linear with its kept set fixed.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nm_export.calibration.offload import weights_at_hand
 from nm_export.errors import UserError
-from nm_export.modeling.modeling_nm_sparse import NMSparseLinear
+from nm_export.modeling.modeling_nm_sparse import NMSparseLinear, keep_mask
 
 _BUFFERS = {
     "shift": ("nm_shift",),
@@ -23,19 +23,67 @@ _BUFFERS = {
 }
 
 
+class _Selection:
+    """What the linears of one group have kept of the tensor that they read one after the other.
+
+    Args:
+        linears: the group; nothing is held any more when all have read.
+    """
+
+    def __init__(self, linears: Sequence["TrainedLinear"]) -> None:
+        self.readers, self.left = len(linears), 0
+        self.with_dropped = any(linear.nm_residual_in is not None for linear in linears)
+        self.x: Tensor | None = None
+        self.parts: tuple[Tensor, Tensor | None] | None = None
+
+    def of(self, linear: "TrainedLinear", x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return `where(kept, x, e)`, which is `values + e`, and, for residuals, `where(kept, 0, x - e)`."""
+        parts = self.parts
+        if parts is None or self.x is not x:
+            assert linear.nm_shift is not None
+            z = x.float() - linear.nm_shift
+            with torch.no_grad():
+                magnitude = z.abs()
+                kept = keep_mask(
+                    magnitude if linear.nm_score is None else magnitude * linear.nm_score, linear.n, linear.m
+                )
+            filled = torch.where(kept, x, linear.nm_shift).to(x.dtype)
+            dropped = torch.where(kept, 0.0, z) if self.with_dropped else None
+            self.x, self.left, parts = x, self.readers, (filled, dropped)
+        self.left -= 1
+        self.x, self.parts = (x, parts) if self.left else (None, None)
+        return parts
+
+
 class TrainedLinear(NMSparseLinear):
     """A pruned linear in training: its shift goes through the weight, so that the shift has a gradient.
 
     Attributes:
         update: None, or `(B [r, K], A [O, r])`: the weight is `W + A B` while they are trained.
+        selection: of the group's linears; one prunes for all.
     """
 
     update: tuple[Tensor, Tensor] | None
+    selection: _Selection
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., K]` to `[..., O]` as `NMSparseLinear` does, in fewer steps where a shift is static."""
+        general = self.variance_correction or self.phase != "both" or self.score == "clact_noncausal"
+        if not self.enabled or self.nm_shift is None or general:
+            return super().forward(x)
+        filled, dropped = self.selection.of(self, x)
+        y = self.affine(filled)
+        if dropped is None or self.nm_residual_in is None or self.nm_residual_out is None:
+            return y
+        return (y.float() + F.linear(F.linear(dropped, self.nm_residual_in), self.nm_residual_out)).to(y.dtype)
 
     def product(self, values: Tensor, token_shift: Tensor) -> Tensor:
-        """Return `((values + e) (W + A B)^T) * scale + b + b'`: `NMSparseLinear.product` with `e W^T` spelled out."""
+        """`NMSparseLinear.product` with `e W^T` spelled out: `affine(values + e)`."""
         shift = token_shift if self.nm_shift is None else self.nm_shift
-        x = values if self.nm_offset is None else (values.float() + shift).to(values.dtype)
+        return self.affine(values if self.nm_offset is None else (values.float() + shift).to(values.dtype))
+
+    def affine(self, x: Tensor) -> Tensor:
+        """Return `(x (W + A B)^T) * scale + b + b'`."""
         y = F.linear(x, self.weight)
         if self.update is not None:
             y = y + F.linear(F.linear(x, self.update[0].to(x.dtype)), self.update[1].to(x.dtype))
@@ -43,7 +91,7 @@ class TrainedLinear(NMSparseLinear):
             y = y * self.nm_scale
         for bias in (self.bias, self.nm_bias):
             y = y if bias is None else y + bias
-        return y.to(values.dtype)
+        return y.to(x.dtype)
 
 
 class Leaves(dict[str, Tensor]):
@@ -81,7 +129,7 @@ def trainable(
 
     Args:
         model: model that the linears belong to.
-        modules: linears to train, by name.
+        modules: linears to train, by name; shifts that are one tensor are trained as one.
         parameters: among shift, scale, bias, residual, weight. Scalar shifts are not trained.
         weight_rank: r of the update of each weight.
         seed: of the start of the updates. They begin as 0: one factor is random, the other 0.
@@ -106,13 +154,16 @@ def trainable(
             trained.__class__ = TrainedLinear
             if trained.update is not None:
                 found[f"{name}.update_in"], found[f"{name}.update_out"] = trained.update
-            found |= {f"{name}.{buffer}": leaf for buffer, leaf in _trained_buffers(module, parameters)}
+            for buffer, leaf in _trained_buffers(module, parameters):
+                if not any(leaf is other for other in found.values()):
+                    found[f"{name}.{buffer}"] = leaf
+        _share_selections(modules)
         leaves = Leaves(found)
         for leaf in leaves.values():
             leaf.requires_grad_(True)
         yield leaves
-        for name, trained in modules.items():
-            _settle(trained, shift_trained=f"{name}.nm_shift" in leaves)
+        for trained in modules.values():
+            _settle(trained, shift_trained=any(trained.nm_shift is leaf for leaf in leaves.values()))
     except BaseException:
         leaves.reset()
         raise
@@ -122,9 +173,37 @@ def trainable(
             leaf.grad = None
         for name, trained in modules.items():
             trained.__dict__.pop("update", None)
+            trained.__dict__.pop("selection", None)
             trained.__class__ = classes[name]
         for parameter in frozen:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def shared_shifts(model: Any) -> Iterator[None]:
+    """Within the block, the linears of an input group have one shift tensor, so that they go on to prune alike."""
+    modules = model.nm_modules()
+    groups = [[modules[name] for name in group] for group in model.config.sparsity["input_groups"]]
+    for first, *others in groups:
+        for other in others:
+            other.nm_shift = first.nm_shift
+    try:
+        yield
+    finally:
+        for first, *others in groups:
+            for other in others:
+                other.nm_shift = None if first.nm_shift is None else first.nm_shift.clone()
+
+
+def _share_selections(modules: Mapping[str, Any]) -> None:
+    # linears that prune alike share their shift, see `shared_shifts`
+    groups: dict[int, list[Any]] = {}
+    for module in modules.values():
+        groups.setdefault(id(module if module.nm_shift is None else module.nm_shift), []).append(module)
+    for group in groups.values():
+        selection = _Selection(group)
+        for module in group:
+            module.selection = selection
 
 
 def _trained_buffers(module: NMSparseLinear, parameters: Collection[str]) -> Iterator[tuple[str, Tensor]]:

@@ -291,6 +291,9 @@ class LearningSection(Section):
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """Highest learning rate of AdamW."""
 
+    weight_learning_rate: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The same for the factors of low-rank products, `weight` and `residual`. Left out: `learning_rate`."""
+
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight decay of AdamW."""
 
