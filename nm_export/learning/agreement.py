@@ -1,6 +1,6 @@
 """Decisions that all processes must take alike: one that went another way would leave the others waiting."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,15 +15,11 @@ def of_first(processes: Processes, *numbers: float) -> list[float]:
     return first
 
 
-def copy_of_first(processes: Processes, tensors: Mapping[str, Tensor]) -> None:
+def copy_of_first(processes: Processes, tensors: Iterable[Tensor]) -> None:
     """Make float32 tensors, in place, those of the first process."""
-    if processes.count == 1:
-        return
-    flat = torch.cat([tensor.detach().flatten().double().cpu() for tensor in tensors.values()])
-    parts = processes.gather(flat)[0].split([tensor.numel() for tensor in tensors.values()])
-    with torch.no_grad():
-        for tensor, part in zip(tensors.values(), parts, strict=True):
-            tensor.copy_(part.reshape(tensor.shape))
+    for tensor in tensors if processes.count > 1 else ():
+        first = processes.gather(tensor.flatten().double().cpu())[0]
+        tensor.copy_(first.reshape(tensor.shape))
 
 
 def load_everywhere(checkpoints: Checkpoints, name: str, processes: Processes) -> Saved | None:

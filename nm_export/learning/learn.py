@@ -51,7 +51,7 @@ def learn(
             sequences[-section.held_out_samples :],
             section,
             checkpoints=Checkpoints(checkpoint_dir, checkpoint_key),
-            processes=processes or Processes(),
+            processes=processes,
         )
     if "weight" in section.parameters:
         sparsity = model.config.sparsity

@@ -8,7 +8,6 @@ from transformers import get_scheduler
 
 from nm_export.calibration.processes import Processes
 from nm_export.errors import UserError
-from nm_export.learning.agreement import copy_of_first
 from nm_export.recipe import LearningSection
 
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -21,8 +20,7 @@ class Optimiser:
         leaves: float32 tensors that require gradients, by name.
         section: learning rate, schedule and so on.
         steps: number of steps in all.
-        processes: others that train the same leaves on other batches; all start from the first one's leaves, and
-            gradients are added up in the order of ranks.
+        processes: others that train the same leaves on other batches; gradients are added up in the order of ranks.
     """
 
     def __init__(
@@ -31,7 +29,6 @@ class Optimiser:
         self.leaves = dict(leaves)
         self.max_norm = section.max_grad_norm
         self.processes = processes
-        copy_of_first(processes, self.leaves)
         rates = {False: section.learning_rate, True: section.weight_learning_rate or section.learning_rate}
         groups = [
             {"params": [leaf for name, leaf in leaves.items() if _is_factor(name) == factors], "lr": rate}
