@@ -1,5 +1,6 @@
 # make demo   the main job on a real model: calibrate, export, verify, generate
 # make test   the tests
+# make results  the tables and the picture of docs/results.md; WIKITEXT=FILE and TASK_DATA=DIR add what is not shipped
 # make lint   what CI checks besides: ruff, mypy, C++ warnings as errors
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,7 +10,7 @@ DEMO    = output/smollm2-135m-8of16
 
 SOURCES = pyproject.toml constraints.txt README.md $(shell find nm_export -type f -not -name '*.pyc')
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test results lint sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/nm-export recipes/smollm2_8of16.yaml --output-dir $(DEMO) --overwrite
@@ -18,6 +19,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 tests
+
+# Hours on a small machine. Interrupted, it goes on where it was.
+results: $(VENV)/.dev
+	$(BIN)/python -m nm_export.results $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(if $(TASK_DATA),--task-data $(TASK_DATA))
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
