@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nm_export.calibration.processes import Processes
 from nm_export.errors import UserError
+from nm_export.learning.agreement import copy_of_first
 from nm_export.learning.blockwise import learn_blockwise
 from nm_export.learning.checkpoints import Checkpoints
 from nm_export.learning.end_to_end import learn_end_to_end
@@ -43,7 +44,10 @@ def learn(
         UserError: nothing to train, too few sequences, the loss became NaN, or the mode cannot do with this model; the
             model is as it was, but for blocks that were finished.
     """
+    processes = processes or Processes()
     _check(model, len(sequences), section)
+    # machines of several kinds may have calibrated to different last bits
+    copy_of_first(processes, (buffer for name, buffer in model.named_buffers() if ".nm_" in name))
     with shared_shifts(model):
         report = _MODES[section.mode](
             model,
