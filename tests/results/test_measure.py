@@ -114,6 +114,27 @@ def test_an_interrupted_row_keeps_what_it_has(recipes, text, tmp_path: Path, mon
     assert set(bench.measured(row).texts) == {"words", "docs"}
 
 
+def test_tasks_are_asked_of_the_dense_model_too(recipes, text, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    data = tmp_path / "data"
+    data.mkdir()
+    question = {"goal": "dry hands", "sol1": "use a towel", "sol2": "use a brick", "label": 0}
+    (data / "piqa_valid_labeled.jsonl").write_text("".join(json.dumps({**question, "label": n}) + "\n" for n in (0, 1)))
+    answers = {"question": "Two?", "choices": {"text": ["1", "2"], "label": ["A", "B"]}, "answerKey": "B"}
+    (data / "ARC-Easy-Dev.jsonl").write_text(json.dumps(answers) + "\n")
+    row = _row(recipes, "magnitude_8of16")
+    _bench(row, tmp_path / "cache", text).measure(row)
+    kept = Bench(row.recipe.model, Store(tmp_path / "cache"), {}, windows=1, window=32, task_data=data, limit=2)
+    kept.measure_dense_tasks()
+    kept.measure(row)
+    found = kept.measured(row)
+    # the two questions of PIQA differ in the right answer only: whatever a model answers, it is right once
+    assert found.tasks["piqa_jsonl"].value == kept.facts("").dense_tasks["piqa_jsonl"].value == 0.5
+    assert kept.facts("").asked == {"piqa_jsonl": (2, 2), "arc_easy_jsonl": (1, 1)}
+    assert found.drop is not None
+    assert _bench(row, tmp_path / "cache", text).complete(row), "what was measured before is still there"
+
+
 def test_what_decides_the_model_decides_the_key(recipes, text, tmp_path: Path) -> None:
     row = _row(recipes, "lpts_8of16")
     bench = _bench(row, tmp_path, text)
