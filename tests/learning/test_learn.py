@@ -221,6 +221,21 @@ def test_blocks_without_anything_to_train_are_passed_through():
     assert list(report.held_out) == ["model.layers.1"]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_linears_of_a_group_go_on_to_prune_alike(mode, monkeypatch):
+    _accept_everything(monkeypatch)
+    model = calibrated(overrides=[{"modules": "*.k_proj", "output_scale": False}])
+    learn(model, SEQUENCES, section(mode))
+    modules = model.nm_modules()
+    groups = model.config.sparsity["input_groups"]
+    assert ["model.layers.0.self_attn.q_proj"] not in groups
+    for group in groups:
+        shifts = [modules[name].nm_shift for name in group]
+        assert shifts[0].any()
+        assert all(torch.equal(shift, shifts[0]) for shift in shifts)
+        assert len({shift.data_ptr() for shift in shifts}) == len(shifts)  # tensors of their own again
+
+
 def test_batches_of_several_sizes():
     model = calibrated()
     report = learn(model, token_ids(samples=5 + 3, length=10), section("blockwise", held_out_samples=3, epochs=1))

@@ -83,6 +83,20 @@ def test_gradients_are_finite_differences_with_the_kept_set_fixed(shift, varianc
             assert abs(expected) > 1e-3, name  # a gradient that is always 0 would agree with a constant
 
 
+def test_a_shift_that_linears_share_gets_the_sum_of_their_gradients():
+    x = separated_input()
+    sums = []
+    for shared in (False, True):
+        pair = nn.ModuleDict({"a": linear(), "b": linear()})
+        if shared:
+            pair["b"].nm_shift = pair["a"].nm_shift
+        with trainable(pair, dict(pair), ["shift"]) as leaves:
+            assert len(leaves) == (1 if shared else 2)
+            (pair["a"](x).square().sum() + pair["b"](x).sum()).backward()
+            sums.append(sum(leaf.grad for leaf in leaves.values()))
+    torch.testing.assert_close(*sums)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("phase", ["both", "decode"])
 @pytest.mark.parametrize("shift", SHIFTS)

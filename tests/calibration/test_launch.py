@@ -1,0 +1,109 @@
+"""`accelerate launch` and `torchrun` with two processes on the CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nm_export import pipeline
+from nm_export.calibration.launch import launched_processes
+from nm_export.calibration.processes import Processes
+from tests.calibration.launched import results
+from tests.learning.training import assert_equal
+from tests.tiny_folder import tiny_recipe
+
+ROOT = Path(__file__).parents[2]
+# --multi_gpu is the launcher's word for several processes; without a GPU they compute on the CPU
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
+ACCELERATE += ["--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no"]
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def launch(launcher, *words, cwd=ROOT):
+    """Run to the end; a deadlock fails."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", *launcher, *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=540)
+
+
+def test_a_process_that_was_started_alone_is_alone(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert launched_processes() == Processes()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launched_processes() == Processes()
+
+
+def test_two_processes_find_what_one_finds(tmp_path):
+    done = launch(ACCELERATE, ROOT / "tests" / "calibration" / "launched.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    alone = results(Processes())
+    assert first["count"] == second["count"] == 2
+
+    for name, expected in alone["statistics"].items():
+        found = first["statistics"][name]
+        assert_equal(second["statistics"][name], found)
+        for word in ("tokens", "maximum"):
+            assert torch.equal(found[word], expected[word])
+        for word in ("sum", "square_sum", "median_sum"):  # float64, added in another order
+            torch.testing.assert_close(found[word], expected[word], rtol=1e-12, atol=1e-12)
+    assert_equal(second["parameters"], first["parameters"])
+    for name, expected in alone["parameters"].items():  # rounded to float32: equal, or neighbours
+        torch.testing.assert_close(first["parameters"][name], expected, rtol=2.4e-7, atol=1e-12)
+
+    for mode in ("blockwise", "end_to_end"):
+        assert_equal(second[mode].pop("parameters"), parameters := first[mode].pop("parameters"))
+        assert second[mode] == first[mode]
+        assert first[mode]["losses"] == pytest.approx(alone[mode]["losses"], rel=1e-4)
+        for name, expected in alone[mode]["parameters"].items():
+            torch.testing.assert_close(parameters[name], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_error_in_one_process_ends_the_launch():
+    done = launch(TORCHRUN, ROOT / "tests" / "calibration" / "launched.py", "--fail")
+    assert done.returncode != 0
+    assert "RuntimeError: out of luck" in done.stderr
+
+
+def test_the_command_writes_once_what_one_process_writes(tiny_source, tmp_path):
+    recipe = tiny_recipe(
+        tiny_source,
+        sparsity={"score": "clact", "shift": "learned", "output_scale": True},
+        learning={
+            "mode": "end_to_end",
+            "parameters": ["shift", "scale"],
+            "num_samples": 4,
+            "held_out_samples": 2,
+            "sequence_length": 32,
+            "gradient_accumulation": 2,
+            "learning_rate": 1e-3,
+        },
+    )
+    alone, together = tmp_path / "alone" / "model", tmp_path / "together" / "model"
+    pipeline.run(recipe, output_dir=alone, skip_onnx=True)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    done = launch(ACCELERATE, "-m", "nm_export", file, "--output-dir", together, "--skip-onnx", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Writing the model") == 1
+    assert list(together.parent.iterdir()) == [together]  # nothing unfinished beside it
+
+    names = {path.name for path in alone.rglob("*")}
+    assert {path.name for path in together.rglob("*")} == names
+    for name in sorted(names - {"model.safetensors", "measurements.json", "README.md"}):
+        assert (together / name).read_bytes() == (alone / name).read_bytes(), name
+    expected = load_file(alone / "model.safetensors")
+    found = load_file(together / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+    measured, measured_alone = (
+        json.loads((folder / "measurements.json").read_text(encoding="utf-8")) for folder in (together, alone)
+    )
+    assert measured["learning"]["losses"] == pytest.approx(measured_alone["learning"]["losses"], rel=1e-4)
+    assert measured["perplexity"]["dense"] == measured_alone["perplexity"]["dense"]
