@@ -67,6 +67,11 @@ def learn(
 
 
 def _check(model: Any, sequences: int, section: LearningSection) -> None:
+    for name, buffer in model.named_buffers():
+        if ".nm_" in name and buffer.is_meta:
+            raise UserError(
+                f"{name} is offloaded and cannot be trained; dispatch the model with offload_buffers=False."
+            )
     samples = sequences - section.held_out_samples
     if samples < 1:
         raise UserError(

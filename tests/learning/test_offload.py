@@ -51,3 +51,7 @@ def test_what_needs_weights_in_memory_says_so():
         learn(model, SEQUENCES, section("end_to_end"))
     with pytest.raises(UserError, match=r"the weight of model.layers.0.*must be in memory"):
         learn(model, SEQUENCES, section("blockwise", parameters=("scale", "weight")))
+    model = calibrated()
+    accelerate.cpu_offload(model, execution_device="cpu", offload_buffers=True)
+    with pytest.raises(UserError, match="nm_score is offloaded and cannot be trained"):
+        learn(model, SEQUENCES, section("blockwise"))
