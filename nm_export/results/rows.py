@@ -11,6 +11,7 @@ from nm_export.recipe import Recipe, load_recipe
 GRID = {
     ("weight_norm", "dpts_median", "amber_var"): ("2:4", "4:8", "16:32", "50%"),
     ("magnitude", "weight_norm", "weight_pruning"): ("12:16", "10:16", "6:16"),
+    ("magnitude",): ("75%",),
 }
 """Methods of the paper's recipes at 8:16, and further patterns that each is measured at."""
 

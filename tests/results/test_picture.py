@@ -30,7 +30,7 @@ def test_lines_need_several_points_and_recipes_are_named(tmp_path: Path) -> None
     draw(tmp_path / "a.svg", RESULTS, "one")
     words = [line.strip() for line in (tmp_path / "a.svg").read_text().splitlines() if line.strip().startswith("<!--")]
     assert words.count("<!-- Magnitude -->") == 2  # a line in each half
-    assert "<!-- smollm2_8of16 -->" in words
+    assert "<!-- recipe smollm2_8of16 -->" in words
     assert "<!-- Alone -->" not in words
 
 
