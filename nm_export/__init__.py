@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nm_export.calibration.text import token_sequences
     from nm_export.errors import NMExportError, UserError
     from nm_export.evaluation import divergence, perplexity, torch_logits
+    from nm_export.evaluation.model import evaluate
     from nm_export.learning import learn
     from nm_export.loading import load_exported
     from nm_export.modeling import NMSparseConfig, NMSparseForCausalLM, NMSparseModel
@@ -33,6 +34,7 @@ _HOMES = {
     "UserError": "errors",
     "calibrate": "calibration",
     "divergence": "evaluation",
+    "evaluate": "evaluation.model",
     "export_onnx": "onnx",
     "learn": "learning",
     "load_exported": "loading",
@@ -58,6 +60,7 @@ __all__ = [
     "UserError",
     "calibrate",
     "divergence",
+    "evaluate",
     "export_onnx",
     "learn",
     "load_exported",
