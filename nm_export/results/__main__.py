@@ -10,7 +10,7 @@ from nm_export.errors import NMExportError, UserError
 from nm_export.results.rows import Row, read_rows
 
 WINDOWS, WINDOW = 24, 512
-COMMAND = "make results"
+WIKITEXT = "WikiText-2"
 
 
 def main(
@@ -47,7 +47,7 @@ def main(
     """
     try:
         rows = read_rows(recipes, calibration=calibration, learning=(learned_samples, learned_length))
-        texts = {"WikiText-2": str(wikitext)} if wikitext is not None else {}
+        texts = {WIKITEXT: str(wikitext)} if wikitext is not None else {}
         _run(
             rows,
             {**texts, "python docs": BUILTIN},
@@ -72,6 +72,14 @@ def _chosen(rows: list[Row], only: list[str] | None, skip_learned: bool) -> list
     return [row for row in chosen if not (skip_learned and row.learned)]
 
 
+def _command(texts: dict[str, str], task_data: Path | None) -> str:
+    """What a reader types, with the reader's own copies of what is not shipped."""
+    words = ["make results"]
+    words += [f"WIKITEXT={Path(text).name}" for title, text in texts.items() if title == WIKITEXT]
+    words += [f"TASK_DATA={task_data.name}"] if task_data is not None else []
+    return " ".join(words)
+
+
 def _run(
     rows: list[Row],
     texts: dict[str, str],
@@ -83,11 +91,16 @@ def _run(
     limit: int,
     chosen: list[Row],
 ) -> None:
+    from transformers.utils import logging as transformers_logging
+
     from nm_export.results.measure import Bench
     from nm_export.results.page import write_page
-    from nm_export.results.picture import draw
+    from nm_export.results.picture import draw, require_matplotlib
     from nm_export.results.store import Store
 
+    require_matplotlib()  # said before hours of work
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     bench = Bench(
         rows[0].recipe.model, Store(cache), texts, windows=windows, window=WINDOW, task_data=task_data, limit=limit
     )
@@ -100,7 +113,7 @@ def _run(
     picture = page.with_suffix(".svg")
     results = [bench.measured(row) for row in rows]
     draw(picture, results, next(iter(texts)))
-    write_page(page, picture, results, bench.facts(COMMAND))
+    write_page(page, picture, results, bench.facts(_command(texts, task_data)))
     typer.echo(f"Wrote {page} and {picture}", err=True)
 
 

@@ -55,7 +55,7 @@ _CODE = (
     "calibration/weight_pruning.py",
 )
 _BUDGET_CODE = ("preparation.py", "calibration/allocation.py")
-_LEARNING_CODE = ("learning/*.py",)
+_LEARNING_CODE = ("preparation.py", "learning/*.py")
 _TEXT_CODE = ("evaluation/text_scores.py", "evaluation/estimate.py")
 _TASK_CODE = ("evaluation/harness.py", "evaluation/harness_model.py", "evaluation/task_scores.py")
 

@@ -3,6 +3,7 @@
 import io
 import itertools
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,12 @@ from nm_export.results.store import write_text
 
 _PATTERNS = ("2:4", "4:8", "8:16", "16:32", "50%")
 _LINE: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.4}
+
+
+def require_matplotlib() -> None:
+    """Raise a UserError that names the extra when matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise UserError('the picture needs matplotlib, which is not installed: pip install "nm_export[docs]"')
 
 
 def draw(path: Path, results: Sequence[Measured], text: str) -> None:
@@ -30,14 +37,11 @@ def draw(path: Path, results: Sequence[Measured], text: str) -> None:
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            'the picture needs matplotlib, which is not installed: pip install "nm_export[docs]"'
-        ) from error
+    require_matplotlib()
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
     found = [r for r in results if r.cost is not None and r.texts.get(text, {}).get("ratio", {}).get("value")]
     # a fixed salt and no date: the same numbers give the same file
     with rc_context(

@@ -35,7 +35,7 @@ class Store:
         write_text(self._path(name, key), json.dumps(measured, indent=2, allow_nan=False) + "\n")
 
     def checkpoints(self, name: str) -> Path:
-        """Folder where the learning of a row leaves what it has reached."""
+        """Folder where the learning of a row leaves what it has reached; it stays, for texts that are added later."""
         return self.folder / f"{name}.learning"
 
     def _path(self, name: str, key: str) -> Path:
