@@ -55,7 +55,10 @@ class Row:
 
 
 def read_rows(recipes: Path, *, calibration: str | None = None, learning: tuple[int, int] | None = None) -> list[Row]:
-    """Read the rows in the order in which they are measured: cheap and important ones first.
+    """Read the rows in the order in which they are measured and shown.
+
+    What is learned comes last, as it takes long; before that 8:16 first, the paper's methods first, and of these
+    magnitude, which the others are compared with.
 
     Args:
         recipes: folder with `paper/*.yaml`, and `smollm2_*.yaml` for users.
@@ -70,7 +73,11 @@ def read_rows(recipes: Path, *, calibration: str | None = None, learning: tuple[
         raise UserError(f"{recipes} has no recipes paper/*.yaml; run this in the project's folder, or name --recipes")
     shipped = [_row(path, calibration, None, shipped=True) for path in sorted(recipes.glob("smollm2_*.yaml"))]
     rows = [*paper, *shipped, *_grid(paper)]
-    return sorted(rows, key=lambda row: (row.learned, row.pattern != "8:16", row.shipped))
+    return sorted(rows, key=_place)
+
+
+def _place(row: Row) -> tuple[bool, ...]:
+    return row.learned, row.pattern != "8:16", row.shipped, row.method != "magnitude"
 
 
 def _grid(paper: list[Row]) -> Iterator[Row]:

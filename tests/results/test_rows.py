@@ -33,6 +33,7 @@ def test_the_grid_adds_patterns_and_repeats_nothing() -> None:
 def test_long_rows_come_last_and_8_of_16_first() -> None:
     rows = read_rows(RECIPES)
     assert [row.learned for row in rows] == sorted(row.learned for row in rows)
+    assert rows[0].name == "magnitude_8of16"
     quick = [row.pattern == "8:16" for row in rows if not row.learned]
     assert quick == sorted(quick, reverse=True)
 
