@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def prepare(recipe: Recipe, stages: Stages, processes: Processes, checkpoint_dir
             dense_perplexity = perplexity(torch_logits(model), held_out.input_ids)
     if recipe.sparsity.budget is not None:
         with stages.stage("allocate", f"Choosing modules for a budget of {recipe.sparsity.budget:.0%}"):
-            model, plan = _allocate(model, plan, recipe, text)
+            model, plan = _allocate(model, plan, recipe, text, processes)
     model = NMSparseForCausalLM.from_dense(model, plan.sparsity())
     with stages.stage("calibrate", f"Calibrating {len(plan.pruned)} linears"):
         calibrate(model, text.input_ids, recipe.calibration.batch_size, processes)
@@ -95,7 +95,7 @@ def prepare(recipe: Recipe, stages: Stages, processes: Processes, checkpoint_dir
     return Prepared(model, tokenizer, provenance, plan, text, held_out, dense_perplexity, report)
 
 
-def _allocate(model: Any, plan: Plan, recipe: Recipe, text: TokenSequences) -> tuple[Any, Plan]:
+def _allocate(model: Any, plan: Plan, recipe: Recipe, text: TokenSequences, processes: Processes) -> tuple[Any, Plan]:
     """Choose patterns under the recipe's budget; return the dense model again, and the plan with the choice."""
     sparsity = recipe.sparsity
     assert sparsity.budget is not None
@@ -104,6 +104,10 @@ def _allocate(model: Any, plan: Plan, recipe: Recipe, text: TokenSequences) -> t
     length = min(ALLOCATION_WINDOW, text.input_ids.shape[1])
     windows = text.input_ids[:ALLOCATION_WINDOWS, :length]
     damages = measure_damage(sparse, windows, sparsity.budget_patterns or (sparsity.pattern,))
+    # every process goes by the first one's numbers: a last bit must not give them different models
+    first = processes.gather(torch.tensor([list(damage.kl.values()) for damage in damages]).double().flatten())[0]
+    rows = first.reshape(len(damages), -1).tolist()
+    damages = [replace(d, kl=dict(zip(d.kl, row, strict=True))) for d, row in zip(damages, rows, strict=True)]
     chosen = allocate(
         damages, sparsity.budget * _saved_share(sparsity.pattern), sum(linear.macs for linear in plan.linears)
     )

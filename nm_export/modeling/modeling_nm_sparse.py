@@ -399,7 +399,7 @@ class _NMSparse(PreTrainedModel):
         return {name: module for name, module in self.named_modules() if isinstance(module, NMSparseLinear)}
 
     def set_sparsity(self, enabled: bool) -> None:
-        """Switch pruning on or off; off computes the base model's own linears, bit for bit."""
+        """Switch pruning on or off; off is the base model, bit for bit, unless its weights were rewritten."""
         for module in self.nm_modules().values():
             module.enabled = enabled
 

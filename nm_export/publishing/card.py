@@ -11,7 +11,7 @@ _CARD = """---
 
 # {name}
 
-{base} with N:M activation sparsity: for every token, {patterns}. Weights are the base model's own; {saved:.0%} of the
+{base} with N:M activation sparsity: for every token, {patterns}. {weights} {saved:.0%} of the
 multiply-accumulates of its decoder's linear layers need not be computed ({pruned:.0%} of them belong to pruned layers).
 
 | perplexity on held-out text | dense | sparse | ratio |
@@ -31,10 +31,10 @@ Runtime.
 {onnx}
 ## What was done
 
-| modules | pattern | score | shift | variance correction | phase |
-| --- | --- | --- | --- | --- | --- |
+| modules | pattern | score | shift | variance correction | outputs | phase |
+| --- | --- | --- | --- | --- | --- | --- |
 {schemes}
-
+{learning}
 `recipe.yaml` repeats it: `nm-export recipe.yaml`. `nm_export.json` names the versions, and the base model's files and
 the text by hash; `measurements.json` holds what was measured. The method follows [arXiv 2509.22166](https://arxiv.org/abs/2509.22166).
 Sparse generation degrades more than perplexity suggests; measure it on your own task.
@@ -74,13 +74,13 @@ def model_card(
         license=base.get("license"),
     )
     quality = numbers.get("perplexity")
-    patterns = sorted({scheme["pattern"] for scheme in sparsity["schemes"]})
-    kept = " or ".join(_kept(pattern) for pattern in patterns)
+    patterns = sorted({(scheme["prune"], scheme["pattern"]) for scheme in sparsity["schemes"]})
+    kept = " or ".join(_kept(*pattern) for pattern in patterns)
     return _CARD.format(
         metadata=metadata.to_yaml(),
         name=name,
         base=f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else _local_name(base["source"]),
-        patterns=f"the pruned layers read only {kept}",
+        patterns=f"the pruned layers use only {kept}",
         saved=provenance["linear_macs"]["saved_share"],
         pruned=provenance["linear_macs"]["pruned_share"],
         text=quality["text"] if quality else "not measured",
@@ -90,6 +90,8 @@ def model_card(
         repository=repository,
         onnx=_ONNX.format(repository=repository) if numbers["onnx"] else "",
         schemes="\n".join(_row(scheme) for scheme in sparsity["schemes"]),
+        weights=_weights(sparsity["rewritten"]),
+        learning=_learning(numbers.get("learning")),
     )
 
 
@@ -98,10 +100,30 @@ def _local_name(source: str) -> str:
     return source if source.startswith("sample:") else Path(source).name
 
 
-def _kept(pattern: str) -> str:
+def _kept(prune: str, pattern: str) -> str:
+    what = "inputs" if prune == "activations" else "weights"
     if pattern.endswith("%"):
-        return f"{pattern} of the inputs"
-    return "{} of every {} neighbouring inputs".format(*pattern.split(":"))
+        return f"{pattern} of the {what}"
+    return "{} of every {} neighbouring {}".format(*pattern.split(":"), what)
+
+
+def _weights(rewritten: list[str]) -> str:
+    if not rewritten:
+        return "Weights are the base model's own;"
+    return f"{len(rewritten)} of its weights differ from the base model's (`config.json` lists them under `rewritten`);"
+
+
+def _learning(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return ""
+    kept = sum(part["kept"] for part in report["held_out"].values())
+    parts = "the whole model" if report["mode"] == "end_to_end" else f"{kept} of {len(report['held_out'])} blocks"
+    steps = len(report["losses"])
+    return (
+        f"\nTrained ({report['mode'].replace('_', ' ')}, {steps} steps); held-out text kept the result for {parts}.\n"
+        if kept
+        else "\nTraining made held-out text worse, and the starting values were kept.\n"
+    )
 
 
 def _row(scheme: dict[str, Any]) -> str:
@@ -114,4 +136,18 @@ def _row(scheme: dict[str, Any]) -> str:
     if score == "weight_norm" and scheme["score_exponent"] != 1:
         score = f"{score} ^ {scheme['score_exponent']}"
     correction = "yes" if scheme["variance_correction"] else "no"
-    return f"| {modules} | {scheme['pattern']} | {score} | {scheme['shift']} | {correction} | {scheme['phase']} |"
+    outputs = [
+        word
+        for word, used in (
+            ("scale", scheme["output_scale"]),
+            (f"{scheme['output_bias']} bias", scheme["output_bias"] != "none"),
+            (f"residual of rank {scheme['residual_rank']}", scheme["residual_rank"]),
+        )
+        if used
+    ]
+    if scheme["prune"] == "weights":
+        return f"| {modules} | {scheme['pattern']} of the weights | | | | | |"
+    return (
+        f"| {modules} | {scheme['pattern']} | {score} | {scheme['shift']} | {correction} | "
+        f"{', '.join(outputs) or 'as they are'} | {scheme['phase']} |"
+    )
