@@ -40,9 +40,9 @@ def to_markdown(results: Sequence[Measured], facts: Facts, picture: str | None =
         _section("From 12:16 to 6:16", _SHARES, _pattern_tables(measured, _OF_16, facts)),
         f"## How it was measured\n\n{_protocol(measured, facts)}" if measured else "",
     ]
-    missing = [result.row.name for result in results if not result.texts]
+    missing = [result.row.name for result in results if set(result.texts) != set(facts.texts)]
     if missing:
-        parts.append(f"Not measured yet: {', '.join(missing)}.")
+        parts.append(f"Not measured yet, or not on every text: {', '.join(missing)}.")
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -140,6 +140,13 @@ def test_every_pattern_and_method_of_the_paper_is_there() -> None:
     }
 
 
+@every_recipe
+def test_shares_in_comments_are_right(path: Path) -> None:
+    said = re.search(r"do (\d+) % of the multiplications of all linear layers", path.read_text(encoding="utf-8"))
+    if said is not None:
+        assert round(100 * _plan_of_true_shapes(load_recipe(path)).pruned_share) == int(said[1])
+
+
 def test_rsparse_adds_what_its_comment_says() -> None:
     for name, added in (("rsparse6_8of16", "1.7 %"), ("rsparse64_8of16", "18.4 %")):
         path = FOLDER / "paper" / f"{name}.yaml"

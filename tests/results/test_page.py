@@ -62,7 +62,7 @@ def test_shortened_learning_is_said() -> None:
 
 def test_what_is_missing_is_said() -> None:
     page = to_markdown([measured("magnitude_8of16"), Measured(row("var_8of16"))], FACTS)
-    assert "Not measured yet: var_8of16." in page
+    assert "Not measured yet, or not on every text: var_8of16." in page
     assert "Var" not in page.replace("var_8of16", "")
 
 
