@@ -246,7 +246,7 @@ def test_card(exported, tiny_source):
     assert str(tiny_source.parent) not in card, "the card of a published model names a path of this machine"
     numbers = json.loads((exported / "measurements.json").read_text())["perplexity"]
     assert f"| {numbers['dense']:.3f} | {numbers['sparse']:.3f} | {numbers['ratio']:.3f} |" in card
-    assert "2 k_proj | 2:4 | weight_norm | dynamic_mean | yes | both |" in card
+    assert "2 k_proj | 2:4 | weight_norm | dynamic_mean | yes | as they are | both |" in card
     assert "weight_norm ^ 2.0" in card
     assert "trust_remote_code=True" in card
 
