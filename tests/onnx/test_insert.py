@@ -15,7 +15,9 @@ from tests.onnx.tiny import METHODS, sparse
 
 
 @pytest.mark.parametrize("kernel", ["topk", "fused"])
-@pytest.mark.parametrize("method", ["weight_norm", "all, dynamic", "all, learned", "all, prefill", "all, decode"])
+@pytest.mark.parametrize(
+    "method", ["weight_norm", "all, dynamic", "all, learned", "residual, prefill", "residual, decode"]
+)
 @pytest.mark.parametrize("name", ["llama", "biases everywhere", "qwen2", "qwen3", "phi3", "gemma3", "mistral"])
 def test_graph_computes_what_torch_computes(name, method, kernel, tokenizer_dir, tmp_path):
     model = sparse(name, **METHODS[method])

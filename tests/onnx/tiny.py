@@ -90,8 +90,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "residual": {"pattern": "2:4", "residual_rank": 3},
     "all, dynamic": {"pattern": "4:8", "shift": "dynamic_mean", "variance_correction": True} | _ALL,
     "all, learned": {"pattern": "8:16", "shift": "learned", "score": "weight_norm"} | _ALL,
-    "all, prefill": {"pattern": "2:4", "shift": "static_scalar", "phase": "prefill"} | _ALL,
-    "all, decode": {"pattern": "50%", "shift": "dynamic_median", "phase": "decode"} | _ALL,
+    "residual, prefill": {"pattern": "2:4", "shift": "static_scalar", "phase": "prefill", "residual_rank": 5},
+    "residual, decode": {"pattern": "50%", "shift": "dynamic_median", "phase": "decode", "residual_rank": 5},
 }
 WEIGHTS = {"pattern": "2:4", "prune": "weights"}
 
