@@ -72,7 +72,9 @@ def read_rows(recipes: Path, *, calibration: str | None = None, learning: tuple[
     if not paper:
         raise UserError(f"{recipes} has no recipes paper/*.yaml; run this in the project's folder, or name --recipes")
     shipped = [_row(path, calibration, None, shipped=True) for path in sorted(recipes.glob("smollm2_*.yaml"))]
-    rows = [*paper, *shipped, *_grid(paper)]
+    # one command must do without the Hub: what calibrates on its text takes part when --calibration names another
+    rows = [*paper, *(row for row in shipped if row.recipe.calibration.dataset.startswith("builtin:") or calibration)]
+    rows += _grid(paper)
     return sorted(rows, key=_place)
 
 
