@@ -1,18 +1,14 @@
 """The road: load -> plan -> calibrate -> write -> export -> verify -> measure -> publish."""
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from nm_export.calibration.launch import launched_processes
 from nm_export.calibration.text import TokenSequences, read_sequences
@@ -23,10 +19,12 @@ from nm_export.publishing.card import model_card
 from nm_export.publishing.folder import check_target, replacing
 from nm_export.publishing.hub import push, resolve_repo_id
 from nm_export.publishing.save import write_model
+from nm_export.quiet import quiet_transformers
 from nm_export.recipe import Recipe
 from nm_export.stages import Stages, peak_memory_bytes
 from nm_export.summary import Summary
 from nm_export.verification import VerificationReport, verify
+from nm_export.versions import installed_versions
 
 _RECORDED = (
     "nm_export",
@@ -84,10 +82,10 @@ def run(
     processes = launched_processes()
     checkpoint_dir = target.parent / f".{target.name}.learning"
     if processes.rank:  # calibrates with the others; the first process writes
-        with _quiet(verbose):
+        with quiet_transformers(not verbose):
             prepare(recipe, stages, processes, checkpoint_dir)
         return None
-    with _quiet(verbose), replacing(target, overwrite=overwrite) as folder:
+    with quiet_transformers(not verbose), replacing(target, overwrite=overwrite) as folder:
         prepared = prepare(recipe, stages, processes, checkpoint_dir)
         model, plan, held_out = prepared.model, prepared.plan, prepared.held_out
         with stages.stage("write", "Writing the model"):
@@ -134,7 +132,7 @@ def verify_folder(folder: str | Path) -> str:
     model, tokenizer, recipe = load_exported(folder)
     sequences = read_sequences(tokenizer, recipe.held_out).input_ids
     with_onnx = (Path(folder) / "onnx" / "model.onnx").is_file()
-    with _quiet(verbose=False):
+    with quiet_transformers():
         report = _verify(Path(folder), model, sequences, recipe, with_onnx)
     return json.dumps(report.to_dict(), indent=2)
 
@@ -191,18 +189,8 @@ def _record(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
             "saved_share": plan.saved_share,
             "added_share": plan.added_share,
         },
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **installed_versions(_RECORDED)},
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _RECORDED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _numbers(
@@ -221,19 +209,3 @@ def _numbers(
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _quiet(verbose: bool) -> Iterator[None]:
-    """Keep transformers' own messages and bars out of ours, unless they are asked for."""
-    before = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    if not verbose:
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
-        if bars:
-            transformers_logging.enable_progress_bar()

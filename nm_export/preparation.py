@@ -18,6 +18,7 @@ from nm_export.learning import LearningReport, learn
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.plan import Plan, make_plan
 from nm_export.recipe import CalibrationSection, Recipe
+from nm_export.recipe.patterns import saved_share
 from nm_export.sources import load_model
 from nm_export.stages import Stages
 
@@ -109,16 +110,9 @@ def _allocate(model: Any, plan: Plan, recipe: Recipe, text: TokenSequences, proc
     rows = first.reshape(len(damages), -1).tolist()
     damages = [replace(d, kl=dict(zip(d.kl, row, strict=True))) for d, row in zip(damages, rows, strict=True)]
     chosen = allocate(
-        damages, sparsity.budget * _saved_share(sparsity.pattern), sum(linear.macs for linear in plan.linears)
+        damages, sparsity.budget * saved_share(sparsity.pattern), sum(linear.macs for linear in plan.linears)
     )
     return sparse.to_dense(), plan.with_patterns(chosen)
-
-
-def _saved_share(pattern: str) -> float:
-    if pattern.endswith("%"):
-        return 1 - float(pattern[:-1]) / 100
-    n, m = pattern.split(":")
-    return 1 - int(n) / int(m)
 
 
 def _learning_text(recipe: Recipe) -> CalibrationSection:

@@ -29,3 +29,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     settings = json.loads(config_file.read_text(encoding="utf-8"))
     settings = {key: value for key, value in settings.items() if key not in _LOCAL_KEYS}
     config_file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def beginning_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the beginning-of-sequence token if the tokenizer puts it in front of a text (such models have seen nothing
+    else in training), else nothing."""
+    ids = tokenizer("a")["input_ids"]
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from nm_export.calibration.documents import BUILTIN, load_text
 from nm_export.errors import UserError
 from nm_export.recipe import TextSection
+from nm_export.tokenizer_files import beginning_of_text
 
 __all__ = ["TokenSequences", "load_text", "read_sequences", "token_sequences"]
 
@@ -45,7 +46,7 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
     beginning-of-sequence token, every sequence starts with it: such models have seen nothing else in training.
     Raises UserError with the counts when there is too little text.
     """
-    prefix = _prefix(tokenizer)
+    prefix = beginning_of_text(tokenizer)
     body = section.sequence_length - len(prefix)
     needed = section.num_samples * body
     digest, documents, tokens = hashlib.sha256(), 0, 0
@@ -77,12 +78,6 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
     if section.dataset == BUILTIN:
         provenance["python"] = ".".join(map(str, sys.version_info[:3]))  # the text differs between versions
     return TokenSequences(torch.cat([first, pool[chosen].long()], dim=1), provenance)
-
-
-def _prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-sequence token if the tokenizer puts it in front of a text, else nothing."""
-    ids = tokenizer("a")["input_ids"]
-    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, batch: list[str]) -> torch.Tensor:

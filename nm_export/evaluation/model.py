@@ -1,9 +1,7 @@
 """Evaluate a model, beside the dense model that it was made from."""
 
-import importlib.metadata
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from nm_export.evaluation.report import Evaluation, TaskResult, TextResult
 from nm_export.evaluation.task_scores import TaskScore
 from nm_export.evaluation.text_scores import evaluate_text
 from nm_export.evaluation.windows import WINDOW, WINDOWS, TextWindows, read_windows
+from nm_export.quiet import quiet_transformers
+from nm_export.versions import installed_versions
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def evaluate(
     # what is wrong with a task is said before a large model is loaded
     suite = load_tasks(tasks, include_path=include_path, task_data=task_data, limit=limit, seed=seed) if tasks else None
     logger.info("Loading %s", model)
-    with _quiet_loading():
+    with quiet_transformers():
         opened = open_model(model, backend=backend, device=device)
     cut = [
         read_windows(opened.tokenizer, str(text), window=window, windows=windows, text_column=text_column)
@@ -79,7 +79,7 @@ def evaluate(
     source = against if against is not None else opened.base and opened.base.source
     if source is not None:
         logger.info("Loading %s", source)
-    with _quiet_loading():
+    with quiet_transformers():
         dense = open_model(against, device=device) if against is not None else open_base(opened, device=device)
     if dense is None and opened.base is not None:
         logger.warning("Nothing is compared; name the dense model with --against.")
@@ -93,7 +93,7 @@ def evaluate(
         tasks=() if suite is None else _tasks(opened, dense, suite, batch_size),
         limit=limit,
         seed=seed,
-        versions=_versions(),
+        versions=installed_versions(_COMPUTING),
     )
 
 
@@ -149,29 +149,3 @@ def _check_tokenizers(opened: OpenModel, dense: OpenModel) -> None:
         raise UserError(
             f"{dense.name} has another tokenizer than {opened.name}: give the dense model that it was made from"
         )
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _COMPUTING:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Keep transformers' bars and remarks about weights out of ours."""
-    from transformers.utils import logging as transformers_logging
-
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

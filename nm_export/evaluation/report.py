@@ -1,8 +1,6 @@
 """The result of an evaluation: numbers for JSON, a Markdown table for people."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from nm_export.errors import UserError
 from nm_export.evaluation.estimate import Estimate
 from nm_export.evaluation.task_scores import TaskScore, mean_relative_drop, relative_drop
 from nm_export.evaluation.text_scores import TextScores
+from nm_export.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -190,13 +189,4 @@ def check_json_target(path: Path) -> None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file whole or not at all."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    descriptor, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.partial-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)  # mkstemp's files are readable by their owner only
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from nm_export.calibration.documents import BUILTIN, load_text
 from nm_export.errors import UserError
 from nm_export.recipe import TextSection
+from nm_export.tokenizer_files import beginning_of_text
 
 WINDOW = 512
 WINDOWS = 24
@@ -73,7 +74,7 @@ def read_windows(
         raise UserError(f"a window of {window} tokens predicts nothing; it needs at least 2")
     split, pieces = _pieces(text, text_column)
     content = _start(pieces, CHARACTERS_PER_TOKEN * window * windows)
-    prefix = _beginning(tokenizer)
+    prefix = beginning_of_text(tokenizer)
     body = window - len(prefix)
     ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
     count = min(windows, len(ids) // body)
@@ -170,12 +171,6 @@ def _start(pieces: Iterator[str], characters: int) -> str:
         if missing == 0:
             break
     return "".join(kept)
-
-
-def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-sequence token, if the tokenizer puts it in front of a text: such models expect it."""
-    ids = tokenizer("a")["input_ids"]
-    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
 def _sha256(content: bytes) -> str:

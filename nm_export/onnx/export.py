@@ -1,6 +1,5 @@
 """The road from a sparse model in memory to a folder that ONNX Runtime and onnxruntime-genai open."""
 
-import importlib.metadata
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from nm_export.onnx.base_graph import build_base_graph, check_base_graph
 from nm_export.onnx.checking import check_graph
 from nm_export.onnx.insert import insert_operators
 from nm_export.onnx.pruned_inputs import pruned_inputs
+from nm_export.versions import installed_versions
 
 if TYPE_CHECKING:
     from nm_export.modeling import NMSparseForCausalLM
@@ -74,7 +74,8 @@ def export_onnx(
         made.mkdir()
         graph = build_base_graph(model, tokenizer_dir, made, opset=opset, precision=precision)
         difference = check_base_graph(graph, model)
-        entries = {**_versions(), **(metadata or {})}
+        versions = {f"version.{name}": version for name, version in installed_versions(_RECORDED).items()}
+        entries = {**versions, **(metadata or {})}
         insert_operators(graph, inputs, entries, kernel=kernel)
         check_graph(graph.path)
         size = sum(path.stat().st_size for path in made.glob("model.onnx*"))
@@ -84,13 +85,3 @@ def export_onnx(
     return ExportResult(
         target / "model.onnx", len(inputs), sum(len(pruned.linears) for pruned in inputs), difference, size
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _RECORDED:
-        try:
-            found[f"version.{name}"] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -24,3 +24,11 @@ def check_pattern(pattern: str) -> str:
     if not 1 <= n <= m <= MAX_GROUP:
         raise ValueError(f"{pattern!r} keeps {n} of {m}; a pattern N:M needs 1 <= N <= M <= {MAX_GROUP}")
     return f"{n}:{m}"
+
+
+def saved_share(pattern: str) -> float:
+    """Return the share of a product that a pattern in its plain form saves, 0 to 1; of `"P%"` before n is rounded."""
+    if pattern.endswith("%"):
+        return 1 - float(pattern[:-1]) / 100
+    n, m = pattern.split(":")
+    return 1 - int(n) / int(m)

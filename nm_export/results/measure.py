@@ -1,6 +1,5 @@
 """One row of the table: prepare the model of a recipe, score it on texts and tasks beside the dense model."""
 
-import importlib.metadata
 import os
 import platform
 import time
@@ -36,6 +35,7 @@ from nm_export.results.rows import Row
 from nm_export.results.store import Store, code_digest, digest
 from nm_export.sources import load_model
 from nm_export.stages import Stages
+from nm_export.versions import installed_versions
 
 TASKS = ("piqa_jsonl", "arc_easy_jsonl")
 DENSE = "dense"
@@ -43,6 +43,7 @@ DENSE = "dense"
 # what the parameters of a model depend on; the parts that only some rows use are counted for those rows only
 _CODE = (
     "plan.py",
+    "tokenizer_files.py",
     "modeling/modeling_nm_sparse.py",
     "calibration/bias.py",
     "calibration/calibrate.py",
@@ -200,14 +201,14 @@ class Bench:
                 "text": self._text_digest(recipe.calibration),
                 "model": [self.provenance["weights_sha256"], self.provenance["dtype"]],
                 "code": code_digest(*code),
-                "versions": _versions("torch", "transformers"),
+                "versions": installed_versions(["torch", "transformers"]),
             }
         )
 
     @cached_property
     def _dense_key(self) -> str:
         model = [self.provenance["weights_sha256"], self.provenance["dtype"]]
-        return digest({"model": model, "versions": _versions("torch", "transformers")})
+        return digest({"model": model, "versions": installed_versions(["torch", "transformers"])})
 
     @cached_property
     def _part_keys(self) -> dict[str, str]:
@@ -222,7 +223,7 @@ class Bench:
                 name: [task.eval_docs[index] for index in self.suite.examples[name]]
                 for name, task in self.suite.tasks.items()
             }
-            facts = [asked, code_digest(*_TASK_CODE), _versions("lm_eval")]
+            facts = [asked, code_digest(*_TASK_CODE), installed_versions(["lm_eval"])]
             keys["tasks"] = f"tasks-{digest(facts)[:16]}"
         return keys
 
@@ -299,7 +300,7 @@ def _machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": _versions("nm_export", "torch", "transformers", "lm_eval"),
+        "versions": installed_versions(["nm_export", "torch", "transformers", "lm_eval"]),
     }
 
 
@@ -310,13 +311,3 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -4,12 +4,11 @@ import ast
 import functools
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import nm_export
+from nm_export.whole_file import write_whole
 
 _PACKAGE = Path(nm_export.__file__).parent
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -69,12 +68,4 @@ def code_digest(*files: str) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a text file, and its folder where there is none; whole or not at all."""
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.partial-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)  # mkstemp's files are readable by their owner only
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(path, text)
