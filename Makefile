@@ -1,6 +1,7 @@
 # make demo   the main job on a real model: calibrate, export, verify, generate
 # make test   the tests
-# make results  the tables and the picture of docs/results.md; WIKITEXT=FILE and TASK_DATA=DIR add what is not shipped
+# make results  the tables and the picture of docs/results.md; WIKITEXT=FILE, TASK_DATA=DIR and
+#                CALIBRATION=FILE add what is not shipped
 # make lint   what CI checks besides: ruff, mypy, C++ warnings as errors
 PYTHON ?= python3
 VENV   ?= .venv
@@ -22,7 +23,8 @@ test: $(VENV)/.dev
 
 # Hours on a small machine. Interrupted, it goes on where it was.
 results: $(VENV)/.dev
-	$(BIN)/python -m nm_export.results $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(if $(TASK_DATA),--task-data $(TASK_DATA))
+	$(BIN)/python -m nm_export.results $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(if $(TASK_DATA),--task-data $(TASK_DATA)) \
+		$(if $(CALIBRATION),--calibration $(CALIBRATION))
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -26,7 +26,8 @@ def main(
         "docs/results.md"
     ),
     calibration: Annotated[
-        str | None, typer.Option(help="Text that replaces every recipe's calibration dataset (.txt, .jsonl, .parquet).")
+        str | None,
+        typer.Option(help="Text, read whole, that replaces every recipe's calibration dataset (.txt, .jsonl, .parquet)."),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Measure only rows of these names; wildcards. May be repeated.")
@@ -57,6 +58,7 @@ def main(
             windows=windows,
             limit=limit,
             chosen=_chosen(rows, only, skip_learned) if measure else [],
+            calibration=calibration,
         )
     except NMExportError as error:
         typer.echo(f"error: {error}", err=True)
@@ -72,11 +74,12 @@ def _chosen(rows: list[Row], only: list[str] | None, skip_learned: bool) -> list
     return [row for row in chosen if not (skip_learned and row.learned)]
 
 
-def _command(texts: dict[str, str], task_data: Path | None) -> str:
+def _command(texts: dict[str, str], task_data: Path | None, calibration: str | None) -> str:
     """What a reader types, with the reader's own copies of what is not shipped."""
     words = ["make results"]
     words += [f"WIKITEXT={Path(text).name}" for title, text in texts.items() if title == WIKITEXT]
     words += [f"TASK_DATA={task_data.name}"] if task_data is not None else []
+    words += [f"CALIBRATION={Path(calibration).name}"] if calibration is not None else []
     return " ".join(words)
 
 
@@ -90,6 +93,7 @@ def _run(
     windows: int,
     limit: int,
     chosen: list[Row],
+    calibration: str | None,
 ) -> None:
     from transformers.utils import logging as transformers_logging
 
@@ -113,7 +117,7 @@ def _run(
     picture = page.with_suffix(".svg")
     results = [bench.measured(row) for row in rows]
     draw(picture, results, next(iter(texts)))
-    write_page(page, picture, results, bench.facts(_command(texts, task_data)))
+    write_page(page, picture, results, bench.facts(_command(texts, task_data, calibration)))
     typer.echo(f"Wrote {page} and {picture}", err=True)
 
 

@@ -68,7 +68,7 @@ windows in a forward pass (one for `clact_noncausal`), no cache, the first token
 
 {texts}
 
-Statistics are gathered, and parameters trained, on {datasets} (`train`), which none of these texts is part of.
+Statistics are gathered, and parameters trained, on {datasets}, which none of these texts is part of.
 
 {machines}"""
 
@@ -183,14 +183,15 @@ def _protocol(results: Sequence[Measured], facts: Facts) -> str:
         + (f", of Python {p['python']}" if "python" in p else "")
         for title, p in facts.texts.items()
     )
-    datasets = sorted({Path(r.row.recipe.calibration.dataset).name for r in results})
+    sections = [result.row.recipe.calibration for result in results]
+    datasets = sorted({f"`{Path(section.dataset).name}` (`{section.split}`)" for section in sections})
     machines: dict[str, int] = {}
     for result in results:
         if result.machine is not None:
             name = _machine(result.machine)
             machines[name] = machines.get(name, 0) + 1
     where = "\n".join(f"- {count} row{'s' if count > 1 else ''}: {name}" for name, count in machines.items())
-    return _PROTOCOL.format(texts=texts, datasets=", ".join(f"`{name}`" for name in datasets), machines=where)
+    return _PROTOCOL.format(texts=texts, datasets=", ".join(datasets), machines=where)
 
 
 def _machine(machine: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ def read_rows(recipes: Path, *, calibration: str | None = None, learning: tuple[
 
     Args:
         recipes: folder with `paper/*.yaml`, and `smollm2_*.yaml` for users.
-        calibration: text that replaces the calibration dataset of every recipe.
+        calibration: text, read whole, that replaces the calibration dataset of every recipe.
         learning: sequences and tokens in each that replace those of the paper's learned recipes.
 
     Raises:
@@ -101,7 +101,7 @@ def _row(path: Path, calibration: str | None, learning: tuple[int, int] | None, 
     recipe, note = load_recipe(path), ""
     if calibration is not None:
         text = recipe.calibration.model_copy(
-            update={"dataset": calibration, "split": "train", "name": None, "revision": None}
+            update={"dataset": calibration, "split": "all", "name": None, "revision": None}
         )
         recipe = recipe.model_copy(update={"calibration": text})
     if learning is not None and recipe.learning.mode != "none":

@@ -56,7 +56,7 @@ def test_learning_is_shortened_for_the_paper_only_and_noted() -> None:
 
 def test_the_calibration_text_can_be_another() -> None:
     for row in read_rows(RECIPES, calibration="text.txt"):
-        assert (row.recipe.calibration.dataset, row.recipe.calibration.split) == ("text.txt", "train")
+        assert (row.recipe.calibration.dataset, row.recipe.calibration.split) == ("text.txt", "all")
 
 
 def test_titles_are_the_comments() -> None:
