@@ -27,7 +27,7 @@ def main(
     ),
     calibration: Annotated[
         str | None,
-        typer.Option(help="Text, read whole, that replaces every recipe's calibration dataset (.txt, .jsonl, .parquet)."),
+        typer.Option(help="Text that replaces every recipe's calibration dataset, read whole (.txt, .jsonl)."),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Measure only rows of these names; wildcards. May be repeated.")
