@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
 
 from .configuration_nm_sparse import NMSparseConfig
 
@@ -31,6 +31,7 @@ SHIFT_MODES = {
 PHASES = {"both": 0, "prefill": 1, "decode": 2}
 MAX_GROUP = 64
 _UNSCORED = ("magnitude", "clact_noncausal")  # no vector is stored for them
+_NEUTRAL = {"nm_score": 1.0, "nm_scale": 1.0}  # the other parameters change nothing as zeros
 
 
 def group_size(pattern: str, channels: int) -> tuple[int, int]:
@@ -234,18 +235,19 @@ class NMSparseLinear(nn.Linear):
         self.enabled = True
         K, O, rank = self.in_features, self.out_features, scheme["residual_rank"]  # noqa: E741
 
-        def register(name: str, needed: bool, shape: tuple[int, ...], fill: float) -> None:
-            full = torch.full(shape, fill, dtype=torch.float32, device=linear.weight.device) if needed else None
-            self.register_buffer(f"nm_{name}", full)
+        def register(name: str, needed: bool, *shape: int) -> None:
+            neutral = _NEUTRAL.get(name, 0.0)
+            full = torch.full(shape, neutral, dtype=torch.float32, device=linear.weight.device) if needed else None
+            self.register_buffer(name, full)
 
-        register("score", self.score not in _UNSCORED, (K,), 1.0)
+        register("nm_score", self.score not in _UNSCORED, K)
         scalar = self.shift == "static_scalar"
-        register("shift", scalar or self.shift in ("static_channel", "learned"), (1 if scalar else K,), 0.0)
-        register("offset", self.shift != "none", (O,), 0.0)
-        register("scale", scheme["output_scale"], (O,), 1.0)
-        register("bias", scheme["output_bias"] != "none", (O,), 0.0)
-        register("residual_in", rank > 0, (rank, K), 0.0)
-        register("residual_out", rank > 0, (O, rank), 0.0)
+        register("nm_shift", scalar or self.shift in ("static_channel", "learned"), 1 if scalar else K)
+        register("nm_offset", self.shift != "none", O)
+        register("nm_scale", scheme["output_scale"], O)
+        register("nm_bias", scheme["output_bias"] != "none", O)
+        register("nm_residual_in", rank > 0, rank, K)
+        register("nm_residual_out", rank > 0, O, rank)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "NMSparseLinear":
         # model.to(bfloat16) and model.half() move the sparsity parameters but leave them float32: rounded scores
@@ -359,7 +361,8 @@ class _NMSparse(PreTrainedModel):
             sparsity: see `NMSparseConfig`.
 
         Raises:
-            ValueError: a module of the scheme is missing, is no plain linear, or does not fit the pattern.
+            ValueError: a module of the scheme is missing, is no plain linear, does not fit the pattern, or is kept on
+                another device or on disk by Accelerate.
         """
         bound = cls.bound(type(model.config))
         if type(model) is not bound._base_class:
@@ -377,6 +380,14 @@ class _NMSparse(PreTrainedModel):
         self.config = config
         # the base class has turned this class attribute into a set of its own by now
         self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), *NMSparseLinear._buffer_names}
+
+    def initialize_weights(self) -> None:
+        """Initialize what a checkpoint lacks; sparsity parameters (all of them, if it is the dense model's) as neutral."""
+        super().initialize_weights()
+        for module in self.nm_modules().values():
+            for name in NMSparseLinear._buffer_names:
+                if getattr(module, name) is not None:
+                    initialization.constant_(getattr(module, name), _NEUTRAL.get(name, 0.0))
 
     def to_dense(self) -> Any:
         """Turn the model back into the dense one, in place and without copying a weight; returns it."""
@@ -438,6 +449,8 @@ def _sparse_linears(model: nn.Module, sparsity: dict[str, Any]) -> dict[str, NMS
             if not isinstance(modules.get(name), nn.Linear):
                 found = type(modules[name]).__name__ if name in modules else "no module"
                 raise ValueError(f"config.json: sparsity names {full_name} as a linear; the model has {found} there.")
+            if hasattr(modules[name], "_hf_hook"):
+                raise ValueError(f"{full_name} is offloaded by Accelerate; make the model sparse before dispatching it.")
             replacements[name] = NMSparseLinear(modules[name], scheme, full_name)
     return replacements
 

@@ -4,6 +4,7 @@ import copy
 import pickle
 import shutil
 
+import accelerate
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -240,3 +241,24 @@ def test_offset_follows_the_weight():
         module.weight.mul_(2)
     module.update_offset()
     assert torch.allclose(module.nm_offset, module.weight.sum(dim=1), atol=1e-5)
+
+
+def test_a_dense_checkpoint_gets_neutral_parameters(tmp_path):
+    model = sparse_model("llama", **RICH, output_bias="calibrated", residual_rank=2)
+    model.config.sparsity["schemes"][0]["output_scale"] = True
+    dense_model("llama").save_pretrained(tmp_path)
+    again = NMSparseForCausalLM.from_pretrained(tmp_path, config=model.config)
+    for name, linear in again.nm_modules().items():
+        assert torch.equal(linear.weight, model.nm_modules()[name].weight), name
+        ones = [linear.nm_score, linear.nm_scale]
+        zeros = [linear.nm_offset, linear.nm_bias, linear.nm_residual_in, linear.nm_residual_out]
+        assert all((tensor == 1).all() for tensor in ones), name
+        assert all((tensor == 0).all() for tensor in zeros), name
+
+
+def test_a_model_that_accelerate_dispatched_is_refused():
+    model = dense_model("llama")
+    accelerate.cpu_offload(model, execution_device="cpu")
+    sparsity = sparse_model("llama", **RICH).config.sparsity
+    with pytest.raises(ValueError, match=r"model\.layers\.0\..* is offloaded by Accelerate; make the model sparse"):
+        NMSparseForCausalLM.from_dense(model, sparsity)
