@@ -6,7 +6,16 @@ The attribute docstrings are the reference: they become the descriptions in `doc
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from nm_export.recipe.patterns import check_pattern
 
@@ -17,6 +26,7 @@ OutputBias = Literal["none", "calibrated", "learned"]
 Learnable = Literal["shift", "scale", "bias", "residual", "weight"]
 Phase = Literal["both", "prefill", "decode"]
 Kernel = Literal["auto", "fused", "topk"]
+Precision = Literal["fp32", "int8", "int4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -30,6 +40,18 @@ Wildcards = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 """One shell wildcard or several, matched against whole module names with case; `*` crosses dots."""
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError(f"{value} is not 16, 32, 64, 128 or 256")
+    return value
+
+
+BlockSize = Annotated[
+    int, Field(ge=16, le=256, json_schema_extra={"enum": [16, 32, 64, 128, 256]}), AfterValidator(_power_of_two)
+]
+"""Weights that share a scale."""
 
 Pattern = Annotated[str, Field(json_schema_extra={"pattern": r"^(\d{1,2}:\d{1,2}|\d{1,3}(\.\d+)?%)$"})]
 """`"N:M"`: keep N of every M neighbouring channels; `"P%"`: keep that share of all channels of a token."""
@@ -332,8 +354,24 @@ class OnnxSection(Section):
     """What multiplies pruned inputs: `fused`, an operator that reads the weight rows of kept channels only; `topk`, the
     runtime's own dense product after pruning; `auto` is `fused`, except for layers whose `phase` is not `both`."""
 
-    precision: Literal["fp32"] = "fp32"
-    """Type of the weights and activations in the graph."""
+    precision: Precision = "fp32"
+    """Type of the linear layers' weights in the graph. `int8` and `int4` share a float32 scale by blocks; activations
+    stay float32."""
+
+    block_size: BlockSize = 32
+    """Weights that share a scale, with `int8` and `int4`: of neighbouring outputs in pruned layers, of neighbouring
+    inputs (MatMulNBits) in the others."""
+
+    symmetric: bool = True
+    """Whether quantized weights have no zero points. With them the error is smaller and the file larger."""
+
+    @model_validator(mode="after")
+    def _dense_product_is_float(self) -> Self:
+        if self.kernel == "topk" and self.precision != "fp32":
+            raise ValueError(
+                f"kernel: topk multiplies float32 weights, not {self.precision}; use kernel: auto, or precision: fp32"
+            )
+        return self
 
 
 class VerifySection(Section):
