@@ -339,11 +339,7 @@ def _explained(verbose: bool) -> Iterator[None]:
     except NMExportError as error:
         _fail(str(error), error.exit_code, verbose)
     except MemoryError:
-        _fail(
-            "there is not enough memory; a smaller calibration.batch_size or calibration.sequence_length needs less",
-            2,
-            verbose,
-        )
+        _fail("there is not enough memory; smaller batches and shorter sequences need less", 2, verbose)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output went away
             raise

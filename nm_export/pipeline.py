@@ -78,8 +78,8 @@ def run(
             raise UserError("--push-to-hub needs verify.enabled: nothing is published unverified.")
         repo_id = resolve_repo_id(repo_id or recipe.publish.repo_id, recipe.name)
     with_onnx = recipe.onnx.enabled and not skip_onnx
-    stages = Stages()
     processes = launched_processes()
+    stages = Stages(announce=processes.rank == 0)
     checkpoint_dir = target.parent / f".{target.name}.learning"
     if processes.rank:  # calibrates with the others; the first process writes
         with quiet_transformers(not verbose):
@@ -169,7 +169,9 @@ def _quality(model: Any, held_out: TokenSequences, dense: float) -> dict[str, An
     sparse = perplexity(torch_logits(model), held_out.input_ids)
     windows, length = held_out.input_ids.shape
     source = held_out.provenance
-    text = f"{source['dataset']} ({source['split']}), {windows} windows of {length} tokens"
+    # of a file only its name: the folders before it are the author's own
+    name = Path(source["dataset"]).name if Path(source["dataset"]).exists() else source["dataset"]
+    text = f"{name} ({source['split']}), {windows} windows of {length} tokens"
     return {"text": text, "sparse": sparse, "dense": dense, "ratio": sparse / dense}
 
 

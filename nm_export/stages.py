@@ -13,13 +13,16 @@ from rich.markup import escape
 class Stages:
     """Announce stages on stderr and keep their durations.
 
+    Args:
+        announce: False is silent: of several processes one speaks.
+
     Attributes:
         seconds: wall-clock seconds of each finished stage, in order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, announce: bool = True) -> None:
         self.seconds: dict[str, float] = {}
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, quiet=not announce)
 
     @contextmanager
     def stage(self, name: str, description: str) -> Iterator[None]:
