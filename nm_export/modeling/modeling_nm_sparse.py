@@ -382,7 +382,7 @@ class _NMSparse(PreTrainedModel):
         self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), *NMSparseLinear._buffer_names}
 
     def initialize_weights(self) -> None:
-        """Initialize what a checkpoint lacks; sparsity parameters (all of them, if it is the dense model's) as neutral."""
+        """Initialize what a checkpoint lacks; sparsity parameters as neutral ones."""
         super().initialize_weights()
         for module in self.nm_modules().values():
             for name in NMSparseLinear._buffer_names:
@@ -450,7 +450,7 @@ def _sparse_linears(model: nn.Module, sparsity: dict[str, Any]) -> dict[str, NMS
                 found = type(modules[name]).__name__ if name in modules else "no module"
                 raise ValueError(f"config.json: sparsity names {full_name} as a linear; the model has {found} there.")
             if hasattr(modules[name], "_hf_hook"):
-                raise ValueError(f"{full_name} is offloaded by Accelerate; make the model sparse before dispatching it.")
+                raise ValueError(f"{full_name} is offloaded by Accelerate; make the model sparse before that.")
             replacements[name] = NMSparseLinear(modules[name], scheme, full_name)
     return replacements
 
