@@ -89,6 +89,9 @@ InstructionSet find_instruction_set(const char* name) {
             "NM_EXPORT_ISA is avx512, which this processor or its operating system does not support"};
   }
   return {name, nullptr, nullptr, "NM_EXPORT_ISA must be portable, avx2 or avx512"};
+#elif defined(NM_EXPORT_AARCH64)
+  if (std::strcmp(name, "neon") == 0) return {"neon", &kNeonKernels, &kNeonProducts, nullptr};
+  return {name, nullptr, nullptr, "NM_EXPORT_ISA must be portable or neon on this kind of processor"};
 #else
   return {name, nullptr, nullptr, "NM_EXPORT_ISA must be portable on this kind of processor"};
 #endif
@@ -100,6 +103,8 @@ InstructionSet choose_instruction_set() {
 #ifdef NM_EXPORT_X86_64
   if (supports_avx512()) return find_instruction_set("avx512");
   if (supports_avx2()) return find_instruction_set("avx2");
+#elif defined(NM_EXPORT_AARCH64)
+  return find_instruction_set("neon");  // every such processor has it
 #endif
   return find_instruction_set("portable");
 }

@@ -7,7 +7,7 @@
 namespace nm_export {
 
 struct InstructionSet {
-  const char* name;                // portable, avx2 or avx512
+  const char* name;                // portable, avx2, avx512 or neon
   const RowKernels* kernels;       // null where `error` is set
   const ProductKernels* products;  // null where `error` is set
   const char* error;               // why the requested one cannot be used

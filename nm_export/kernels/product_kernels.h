@@ -73,5 +73,8 @@ extern const ProductKernels kPortableProducts;
 extern const ProductKernels kAvx2Products;
 extern const ProductKernels kAvx512Products;
 #endif
+#ifdef NM_EXPORT_AARCH64
+extern const ProductKernels kNeonProducts;
+#endif
 
 }  // namespace nm_export

@@ -57,5 +57,8 @@ extern const RowKernels kPortableKernels;
 extern const RowKernels kAvx2Kernels;
 extern const RowKernels kAvx512Kernels;
 #endif
+#ifdef NM_EXPORT_AARCH64
+extern const RowKernels kNeonKernels;
+#endif
 
 }  // namespace nm_export

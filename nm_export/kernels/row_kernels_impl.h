@@ -1,4 +1,5 @@
-// The row kernels, written over a vector type `Lanes` that every instruction set defines.
+// The row kernels, written over a vector type `Lanes` that every instruction set defines. Its functions are not
+// overloaded by vector types: some compilers have one type for all of them.
 //
 // Selection works on blocks of kWidth groups. The scores of a block become integer keys, are transposed so that lane
 // g of vector c holds channel c of group g, and a selection network finds the n-th largest key of all groups at once.
@@ -300,31 +301,40 @@ bool has_nan(const float* v, size_t channels) {
   return found;
 }
 
+// The sum of the lanes, none of which is negative.
+template <class Lanes>
+size_t total(typename Lanes::Int counts) {
+  alignas(64) int32_t at[Lanes::kWidth];
+  Lanes::store_int(at, counts);
+  size_t all = 0;
+  for (const int32_t count : at) all += static_cast<size_t>(count);
+  return all;
+}
+
 template <class Lanes>
 size_t count_below(const float* v, float limit, size_t channels) {
-  const typename Lanes::Float limits = Lanes::broadcast(limit);
-  typename Lanes::Count total{};
+  const auto limits = Lanes::broadcast(limit);
+  auto counts = Lanes::broadcast_int(0);
   size_t i = 0;
-  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) total.add_less(Lanes::load(v + i), limits);
+  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) {
+    counts = Lanes::increment_where(Lanes::less(Lanes::load(v + i), limits), counts);
+  }
   size_t rest = 0;
   for (; i < channels; ++i) rest += v[i] < limit ? 1u : 0u;
-  return total.total() + rest;
+  return total<Lanes>(counts) + rest;
 }
 
 template <class Lanes>
 size_t count_at_least(const int32_t* keys, int32_t limit, size_t channels) {
   const auto limits = Lanes::broadcast_int(limit);
-  auto lanes = Lanes::broadcast_int(0);
+  auto counts = Lanes::broadcast_int(0);
   size_t i = 0;
   for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) {
-    lanes = Lanes::increment_unless(Lanes::greater(limits, Lanes::load_int(keys + i)), lanes);
+    counts = Lanes::increment_unless(Lanes::greater(limits, Lanes::load_int(keys + i)), counts);
   }
-  alignas(64) int32_t counts[Lanes::kWidth];
-  Lanes::store_int(counts, lanes);
-  size_t total = 0;
-  for (const int32_t count : counts) total += static_cast<size_t>(count);
-  for (; i < channels; ++i) total += keys[i] >= limit ? 1u : 0u;
-  return total;
+  size_t rest = 0;
+  for (; i < channels; ++i) rest += keys[i] >= limit ? 1u : 0u;
+  return total<Lanes>(counts) + rest;
 }
 
 template <class Lanes>
@@ -336,27 +346,83 @@ void scale(float* values, float factor, size_t channels) {
   for (; i < channels; ++i) values[i] *= factor;
 }
 
+// Sums in float64 of kWidth numbers at a time.
+template <class Lanes>
+struct Sums {
+  static constexpr int kParts = Lanes::kWidth / Lanes::kDoubles;
+  typename Lanes::Double part[kParts];
+
+  Sums() {
+    for (int p = 0; p < kParts; ++p) part[p] = Lanes::broadcast_double(0);
+  }
+  // Adds each number's term, a function of kDoubles numbers.
+  template <class Term>
+  void add(const float* v, Term term) {
+    for (int p = 0; p < kParts; ++p) part[p] = Lanes::add_double(part[p], term(Lanes::widen(v + p * Lanes::kDoubles)));
+  }
+  double total() const {
+    double at[Lanes::kWidth];
+    for (int p = 0; p < kParts; ++p) Lanes::store_double(at + p * Lanes::kDoubles, part[p]);
+    for (int count = Lanes::kWidth / 2; count > 0; count /= 2) {
+      for (int i = 0; i < count; ++i) at[i] += at[i + count];
+    }
+    return at[0];
+  }
+};
+
 template <class Lanes>
 double sum(const float* v, size_t channels) {
-  typename Lanes::Sum total{};
+  Sums<Lanes> sums;
   size_t i = 0;
-  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) total.add(v + i);
+  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) {
+    sums.add(v + i, [](typename Lanes::Double a) { return a; });
+  }
   double rest = 0;
   for (; i < channels; ++i) rest += static_cast<double>(v[i]);
-  return total.total() + rest;
+  return sums.total() + rest;
 }
 
 template <class Lanes>
 double sum_of_squares(const float* v, double mean, size_t channels) {
-  typename Lanes::Sum total{};
+  const auto center = Lanes::broadcast_double(mean);
+  Sums<Lanes> sums;
   size_t i = 0;
-  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) total.add_squares(v + i, mean);
+  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) {
+    sums.add(v + i, [&](typename Lanes::Double a) {
+      const auto difference = Lanes::sub_double(a, center);
+      return Lanes::mul_double(difference, difference);
+    });
+  }
   double rest = 0;
   for (; i < channels; ++i) {
     const double difference = static_cast<double>(v[i]) - mean;
     rest += difference * difference;
   }
-  return total.total() + rest;
+  return sums.total() + rest;
+}
+
+template <class Lanes>
+void widen_float16(const uint16_t* source, size_t channels, float* target) {
+  size_t i = 0;
+  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) Lanes::store(target + i, Lanes::load_half(source + i));
+  if (i == channels) return;
+  uint16_t last[Lanes::kWidth] = {};
+  float widened[Lanes::kWidth];
+  for (size_t c = i; c < channels; ++c) last[c - i] = source[c];
+  Lanes::store(widened, Lanes::load_half(last));
+  for (size_t c = i; c < channels; ++c) target[c] = widened[c - i];
+}
+
+template <class Lanes>
+void narrow_float16(const float* source, size_t channels, uint16_t* target) {
+  size_t i = 0;
+  for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) Lanes::store_half(target + i, Lanes::load(source + i));
+  if (i == channels) return;
+  float last[Lanes::kWidth] = {};
+  uint16_t narrowed[Lanes::kWidth];
+  for (size_t c = i; c < channels; ++c) last[c - i] = source[c];
+  Lanes::store_half(narrowed, Lanes::load(last));
+  for (size_t c = i; c < channels; ++c) target[c] = narrowed[c - i];
 }
 
 inline void widen_bfloat16(const uint16_t* source, size_t channels, float* target) {
@@ -370,6 +436,13 @@ inline void narrow_bfloat16(const float* source, size_t channels, uint16_t* targ
     const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
     target[i] = static_cast<uint16_t>(is_nan ? 0x7fc0u : rounded);
   }
+}
+
+template <class Lanes>
+constexpr RowKernels row_kernels() {
+  return {prune<Lanes>,          keep_mask<Lanes>, subtract<Lanes>,    scale<Lanes>,          sum<Lanes>,
+          sum_of_squares<Lanes>, has_nan<Lanes>,   count_below<Lanes>, count_at_least<Lanes>, widen_float16<Lanes>,
+          narrow_float16<Lanes>, widen_bfloat16,   narrow_bfloat16};
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -75,11 +76,16 @@ def create_session(model: bytes, threads: int = 1) -> ort.InferenceSession:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+_IS_AARCH64 = platform.machine().lower() in ("aarch64", "arm64")
+INSTRUCTION_SETS = ("portable", "neon") if _IS_AARCH64 else ("portable", "avx2", "avx512")
+"""Those of this kind of processor."""
+
+
 @functools.cache
 def supported_instruction_sets() -> tuple[str, ...]:
-    """Those of portable, avx2 and avx512 that this machine can run."""
+    """Those of INSTRUCTION_SETS that this machine can run."""
     supported = []
-    for name in ("portable", "avx2", "avx512"):
+    for name in INSTRUCTION_SETS:
         with instruction_set(name):
             try:
                 create_session(nm_topk_model())

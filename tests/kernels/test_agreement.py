@@ -8,6 +8,7 @@ from tests.kernels import reference
 from tests.kernels.cases import assert_follows_specification, cases
 from tests.kernels.sessions import (
     DTYPES,
+    INSTRUCTION_SETS,
     assert_identical,
     create_session,
     instruction_set,
@@ -17,7 +18,7 @@ from tests.kernels.sessions import (
 )
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @settings(max_examples=400, deadline=None)
 @given(case=cases())
 def test_follows_the_specification(isa, case):
@@ -30,7 +31,7 @@ def test_follows_the_specification(isa, case):
     assert_follows_specification(run(session, x, score, shift), x, score, shift, attributes)
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("m", range(1, 65))
 def test_every_pattern(isa, m):
     if isa not in supported_instruction_sets():
@@ -46,7 +47,7 @@ def test_every_pattern(isa, m):
             assert_identical(values, reference.nm_topk(x, score, shift, n=n, m=m)[0])
 
 
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("m", [65, 100, 576])
 def test_unstructured_patterns(isa, m):
     """One group of all channels, at every number of kept ones, with ties at nearly every boundary."""
@@ -63,7 +64,7 @@ def test_unstructured_patterns(isa, m):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_converts_every_number_of_sixteen_bits(isa, dtype):
     """Unpruned, every 16-bit pattern must come back as it was; shifted, rounded to the nearest, ties to even."""
     if isa not in supported_instruction_sets():

@@ -56,6 +56,7 @@ struct Avx2Lanes {
   static Int increment_unless(Mask mask, Int v) {
     return _mm256_add_epi32(v, _mm256_add_epi32(mask, broadcast_int(1)));
   }
+  static Int increment_where(Mask mask, Int v) { return _mm256_sub_epi32(v, mask); }
   static Int decrement_where(Mask mask, Int v) { return _mm256_add_epi32(v, mask); }
   static bool any_positive(Int v) { return !_mm256_testz_si256(greater(v, broadcast_int(0)), broadcast_int(-1)); }
   static Float where(uint32_t mask, Float v) {
@@ -65,72 +66,28 @@ struct Avx2Lanes {
   }
 
   static bool any_nan(Float v) { return _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)) != 0; }
+  static Mask less(Float a, Float b) { return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 
-  struct Count {
-    Int lanes = _mm256_setzero_si256();
-    void add_less(Float v, Float limit) {
-      lanes = _mm256_sub_epi32(lanes, _mm256_castps_si256(_mm256_cmp_ps(v, limit, _CMP_LT_OQ)));
-    }
-    size_t total() const {
-      uint32_t at[kWidth];
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), lanes);
-      size_t all = 0;
-      for (const uint32_t one : at) all += one;
-      return all;
-    }
-  };
+  static Float load_half(const uint16_t* source) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
+  }
+  static void store_half(uint16_t* target, Float v) {
+    const __m128i half = _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target), half);
+  }
 
-  struct Sum {
-    __m256d low = _mm256_setzero_pd();
-    __m256d high = _mm256_setzero_pd();
-    void add(const float* v) {
-      low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm_loadu_ps(v)));
-      high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm_loadu_ps(v + 4)));
-    }
-    void add_squares(const float* v, double mean) {
-      const __m256d center = _mm256_set1_pd(mean);
-      const __m256d a = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(v)), center);
-      const __m256d b = _mm256_sub_pd(_mm256_cvtps_pd(_mm_loadu_ps(v + 4)), center);
-      low = _mm256_add_pd(low, _mm256_mul_pd(a, a));
-      high = _mm256_add_pd(high, _mm256_mul_pd(b, b));
-    }
-    double total() const {
-      double at[4];
-      _mm256_storeu_pd(at, _mm256_add_pd(low, high));
-      return (at[0] + at[1]) + (at[2] + at[3]);
-    }
-  };
+  static constexpr int kDoubles = 4;
+  using Double = __m256d;
+  static Double widen(const float* source) { return _mm256_cvtps_pd(_mm_loadu_ps(source)); }
+  static void store_double(double* target, Double v) { _mm256_storeu_pd(target, v); }
+  static Double broadcast_double(double value) { return _mm256_set1_pd(value); }
+  static Double add_double(Double a, Double b) { return _mm256_add_pd(a, b); }
+  static Double sub_double(Double a, Double b) { return _mm256_sub_pd(a, b); }
+  static Double mul_double(Double a, Double b) { return _mm256_mul_pd(a, b); }
 };
-
-void widen_float16(const uint16_t* source, size_t channels, float* target) {
-  size_t i = 0;
-  for (; i + 8 <= channels; i += 8) {
-    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
-    _mm256_storeu_ps(target + i, _mm256_cvtph_ps(half));
-  }
-  for (; i < channels; ++i) target[i] = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(source[i])));
-}
-
-void narrow_float16(const float* source, size_t channels, uint16_t* target) {
-  size_t i = 0;
-  for (; i + 8 <= channels; i += 8) {
-    const __m128i half = _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(target + i), half);
-  }
-  for (; i < channels; ++i) {
-    const __m128i half = _mm_cvtps_ph(_mm_set_ss(source[i]), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    target[i] = static_cast<uint16_t>(_mm_extract_epi16(half, 0));
-  }
-}
 
 }  // namespace
 
-const RowKernels kAvx2Kernels = {
-    prune<Avx2Lanes>,   keep_mask<Avx2Lanes>,   subtract<Avx2Lanes>,
-    scale<Avx2Lanes>,   sum<Avx2Lanes>,         sum_of_squares<Avx2Lanes>,
-    has_nan<Avx2Lanes>, count_below<Avx2Lanes>, count_at_least<Avx2Lanes>,
-    widen_float16,      narrow_float16,         widen_bfloat16,
-    narrow_bfloat16,
-};
+const RowKernels kAvx2Kernels = row_kernels<Avx2Lanes>();
 
 }  // namespace nm_export

@@ -59,73 +59,34 @@ struct Avx512Lanes {
   static Int increment_unless(Mask mask, Int v) {
     return _mm512_mask_add_epi32(v, _knot_mask16(mask), v, broadcast_int(1));
   }
+  static Int increment_where(Mask mask, Int v) { return _mm512_mask_add_epi32(v, mask, v, broadcast_int(1)); }
   static Int decrement_where(Mask mask, Int v) { return _mm512_mask_sub_epi32(v, mask, v, broadcast_int(1)); }
   static bool any_positive(Int v) { return _mm512_cmpgt_epi32_mask(v, broadcast_int(0)) != 0; }
   static Float where(uint32_t mask, Float v) { return _mm512_maskz_mov_ps(static_cast<Mask>(mask), v); }
 
   static bool any_nan(Float v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
+  static Mask less(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 
-  struct Count {
-    Int lanes = _mm512_setzero_si512();
-    void add_less(Float v, Float limit) {
-      lanes = _mm512_mask_add_epi32(lanes, _mm512_cmp_ps_mask(v, limit, _CMP_LT_OQ), lanes, _mm512_set1_epi32(1));
-    }
-    size_t total() const {
-      uint32_t at[kWidth];
-      _mm512_storeu_si512(at, lanes);
-      size_t all = 0;
-      for (const uint32_t one : at) all += one;
-      return all;
-    }
-  };
+  static Float load_half(const uint16_t* source) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
+  }
+  static void store_half(uint16_t* target, Float v) {
+    const __m256i half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), half);
+  }
 
-  struct Sum {
-    __m512d low = _mm512_setzero_pd();
-    __m512d high = _mm512_setzero_pd();
-    void add(const float* v) {
-      low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm256_loadu_ps(v)));
-      high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm256_loadu_ps(v + 8)));
-    }
-    void add_squares(const float* v, double mean) {
-      const __m512d center = _mm512_set1_pd(mean);
-      const __m512d a = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(v)), center);
-      const __m512d b = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(v + 8)), center);
-      low = _mm512_add_pd(low, _mm512_mul_pd(a, a));
-      high = _mm512_add_pd(high, _mm512_mul_pd(b, b));
-    }
-    double total() const { return _mm512_reduce_add_pd(_mm512_add_pd(low, high)); }
-  };
+  static constexpr int kDoubles = 8;
+  using Double = __m512d;
+  static Double widen(const float* source) { return _mm512_cvtps_pd(_mm256_loadu_ps(source)); }
+  static void store_double(double* target, Double v) { _mm512_storeu_pd(target, v); }
+  static Double broadcast_double(double value) { return _mm512_set1_pd(value); }
+  static Double add_double(Double a, Double b) { return _mm512_add_pd(a, b); }
+  static Double sub_double(Double a, Double b) { return _mm512_sub_pd(a, b); }
+  static Double mul_double(Double a, Double b) { return _mm512_mul_pd(a, b); }
 };
-
-void widen_float16(const uint16_t* source, size_t channels, float* target) {
-  size_t i = 0;
-  for (; i + 16 <= channels; i += 16) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source + i));
-    _mm512_storeu_ps(target + i, _mm512_cvtph_ps(half));
-  }
-  for (; i < channels; ++i) target[i] = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(source[i])));
-}
-
-void narrow_float16(const float* source, size_t channels, uint16_t* target) {
-  size_t i = 0;
-  for (; i + 16 <= channels; i += 16) {
-    const __m256i half = _mm512_cvtps_ph(_mm512_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i), half);
-  }
-  for (; i < channels; ++i) {
-    const __m128i half = _mm_cvtps_ph(_mm_set_ss(source[i]), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    target[i] = static_cast<uint16_t>(_mm_extract_epi16(half, 0));
-  }
-}
 
 }  // namespace
 
-const RowKernels kAvx512Kernels = {
-    prune<Avx512Lanes>,   keep_mask<Avx512Lanes>,   subtract<Avx512Lanes>,
-    scale<Avx512Lanes>,   sum<Avx512Lanes>,         sum_of_squares<Avx512Lanes>,
-    has_nan<Avx512Lanes>, count_below<Avx512Lanes>, count_at_least<Avx512Lanes>,
-    widen_float16,        narrow_float16,           widen_bfloat16,
-    narrow_bfloat16,
-};
+const RowKernels kAvx512Kernels = row_kernels<Avx512Lanes>();
 
 }  // namespace nm_export

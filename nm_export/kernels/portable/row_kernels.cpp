@@ -5,6 +5,22 @@
 namespace nm_export {
 namespace {
 
+uint16_t narrow_half(float value) {
+  const auto bits = static_cast<uint32_t>(bits_of(value));
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude_bits = bits & 0x7fffffffu;
+  if (magnitude_bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  // 65520 is the first number that rounds beyond the largest float16.
+  if (magnitude_bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
+  if (magnitude_bits < 0x38800000u) {
+    // Below 2^-14: adding 0.5 makes float32 round the mantissa at 2^-24, the unit of float16's subnormals.
+    const float shifted_up = float_of(magnitude_bits) + 0.5f;
+    return static_cast<uint16_t>(sign | (static_cast<uint32_t>(bits_of(shifted_up)) - 0x3f000000u));
+  }
+  const uint32_t rounded = magnitude_bits - (112u << 23) + 0xfffu + (magnitude_bits >> 13 & 1u);
+  return static_cast<uint16_t>(sign | rounded >> 13);
+}
+
 struct PortableLanes {
   static constexpr int kWidth = 8;
   struct Int {
@@ -85,6 +101,9 @@ struct PortableLanes {
   static Int increment_unless(const Mask& mask, const Int& v) {
     return each([&](int i) { return v.at[i] + 1 + mask.at[i]; });
   }
+  static Int increment_where(const Mask& mask, const Int& v) {
+    return each([&](int i) { return v.at[i] - mask.at[i]; });
+  }
   static Int decrement_where(const Mask& mask, const Int& v) {
     return each([&](int i) { return v.at[i] + mask.at[i]; });
   }
@@ -104,74 +123,49 @@ struct PortableLanes {
     for (int i = 0; i < kWidth; ++i) any |= v.at[i] != v.at[i];
     return any;
   }
-
-  struct Count {
-    uint32_t at[kWidth] = {};
-    void add_less(const Float& v, const Float& limit) {
-      for (int i = 0; i < kWidth; ++i) at[i] += v.at[i] < limit.at[i] ? 1u : 0u;
-    }
-    size_t total() const {
-      size_t all = 0;
-      for (const uint32_t one : at) all += one;
-      return all;
-    }
-  };
-
-  struct Sum {
-    double at[kWidth] = {};
-    void add(const float* v) {
-      for (int i = 0; i < kWidth; ++i) at[i] += static_cast<double>(v[i]);
-    }
-    void add_squares(const float* v, double mean) {
-      for (int i = 0; i < kWidth; ++i) {
-        const double difference = static_cast<double>(v[i]) - mean;
-        at[i] += difference * difference;
-      }
-    }
-    double total() const { return ((at[0] + at[4]) + (at[1] + at[5])) + ((at[2] + at[6]) + (at[3] + at[7])); }
-  };
-};
-
-uint16_t narrow_half(float value) {
-  const auto bits = static_cast<uint32_t>(bits_of(value));
-  const uint32_t sign = bits >> 16 & 0x8000u;
-  const uint32_t magnitude_bits = bits & 0x7fffffffu;
-  if (magnitude_bits > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
-  // 65520 is the first number that rounds beyond the largest float16.
-  if (magnitude_bits >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);
-  if (magnitude_bits < 0x38800000u) {
-    // Below 2^-14: adding 0.5 makes float32 round the mantissa at 2^-24, the unit of float16's subnormals.
-    const float shifted_up = float_of(magnitude_bits) + 0.5f;
-    return static_cast<uint16_t>(sign | (static_cast<uint32_t>(bits_of(shifted_up)) - 0x3f000000u));
+  static Mask less(const Float& a, const Float& b) {
+    return each([&](int i) { return -static_cast<int32_t>(a.at[i] < b.at[i]); });
   }
-  const uint32_t rounded = magnitude_bits - (112u << 23) + 0xfffu + (magnitude_bits >> 13 & 1u);
-  return static_cast<uint16_t>(sign | rounded >> 13);
-}
 
-void widen_float16(const uint16_t* source, size_t channels, float* target) {
-  for (size_t i = 0; i < channels; ++i) target[i] = widen_half(source[i]);
-}
+  static Float load_half(const uint16_t* source) {
+    return each_float([=](int i) { return widen_half(source[i]); });
+  }
+  static void store_half(uint16_t* target, const Float& v) {
+    for (int i = 0; i < kWidth; ++i) target[i] = narrow_half(v.at[i]);
+  }
 
-void narrow_float16(const float* source, size_t channels, uint16_t* target) {
-  for (size_t i = 0; i < channels; ++i) target[i] = narrow_half(source[i]);
-}
+  static constexpr int kDoubles = kWidth;
+  struct Double {
+    double at[kDoubles];
+  };
+  template <class Operation>
+  static Double each_double(Operation operation) {
+    Double result;
+    for (int i = 0; i < kDoubles; ++i) result.at[i] = operation(i);
+    return result;
+  }
+  static Double widen(const float* source) {
+    return each_double([=](int i) { return static_cast<double>(source[i]); });
+  }
+  static void store_double(double* target, const Double& v) {
+    for (int i = 0; i < kDoubles; ++i) target[i] = v.at[i];
+  }
+  static Double broadcast_double(double value) {
+    return each_double([=](int) { return value; });
+  }
+  static Double add_double(const Double& a, const Double& b) {
+    return each_double([&](int i) { return a.at[i] + b.at[i]; });
+  }
+  static Double sub_double(const Double& a, const Double& b) {
+    return each_double([&](int i) { return a.at[i] - b.at[i]; });
+  }
+  static Double mul_double(const Double& a, const Double& b) {
+    return each_double([&](int i) { return a.at[i] * b.at[i]; });
+  }
+};
 
 }  // namespace
 
-const RowKernels kPortableKernels = {
-    prune<PortableLanes>,
-    keep_mask<PortableLanes>,
-    subtract<PortableLanes>,
-    scale<PortableLanes>,
-    sum<PortableLanes>,
-    sum_of_squares<PortableLanes>,
-    has_nan<PortableLanes>,
-    count_below<PortableLanes>,
-    count_at_least<PortableLanes>,
-    widen_float16,
-    narrow_float16,
-    widen_bfloat16,
-    narrow_bfloat16,
-};
+const RowKernels kPortableKernels = row_kernels<PortableLanes>();
 
 }  // namespace nm_export

@@ -28,7 +28,7 @@ using namespace nm_export;
 
 std::vector<const char*> instruction_sets() {
   std::vector<const char*> names;
-  for (const char* name : {"portable", "avx2", "avx512"}) {
+  for (const char* name : {"portable", "avx2", "avx512", "neon"}) {
     if (find_instruction_set(name).kernels != nullptr) names.push_back(name);
   }
   return names;
@@ -183,6 +183,33 @@ void test_median(const char* isa, std::mt19937& random) {
   }
 }
 
+// Every float16 number, and float32 numbers; their count leaves a rest for every width.
+void test_half(const char* isa, std::mt19937& random) {
+  const RowKernels& kernels = *find_instruction_set(isa).kernels;
+  std::vector<uint16_t> half(65536 + 3), narrow(half.size()), expected_narrow(half.size());
+  std::vector<float> wide(half.size()), expected_wide(half.size());
+  for (size_t i = 0; i < half.size(); ++i) half[i] = static_cast<uint16_t>(i);
+  kernels.widen_float16(half.data(), half.size(), wide.data());
+  kPortableKernels.widen_float16(half.data(), half.size(), expected_wide.data());
+  for (size_t i = 0; i < half.size(); ++i) {
+    if (!same(wide[i], expected_wide[i])) fail("widening", isa, 0, 0, i);
+  }
+  for (int round = 0; round < 30; ++round) {
+    for (float& value : wide) {
+      auto bits = static_cast<uint32_t>(random());
+      // Mostly in the range of float16, and with so many zeros at the end that many lie halfway between two numbers.
+      if (round > 0) bits = (bits & 0x80000000u) | ((0x33000000u + bits % 0x14a00000u) & ~0u << random() % 24);
+      std::memcpy(&value, &bits, sizeof value);
+    }
+    kernels.narrow_float16(wide.data(), wide.size(), narrow.data());
+    kPortableKernels.narrow_float16(wide.data(), wide.size(), expected_narrow.data());
+    for (size_t i = 0; i < wide.size(); ++i) {
+      if (!std::isnan(wide[i]) && narrow[i] != expected_narrow[i]) fail("narrowing", isa, 0, 0, i);
+      if (std::isnan(wide[i]) && (narrow[i] & 0x7fffu) <= 0x7c00u) fail("narrowing a NaN", isa, 0, 0, i);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -191,6 +218,7 @@ int main() {
   for (const char* isa : instruction_sets()) {
     for (int round = 0; round < 3; ++round) test_selection(isa, random);
     test_median(isa, random);
+    test_half(isa, random);
     const RowKernels& kernels = *find_instruction_set(isa).kernels;
     run_every_mode<float>(kernels, random);
     run_every_mode<Float16>(kernels, random);
