@@ -126,7 +126,9 @@ def _steps(
     size = getattr(torch, dtype).itemsize * parameters / 1e9 if parameters else 0
     yield f"write {target}" + (f": {size:,.2f} GB of safetensors" if size else "")
     if recipe.onnx.enabled and not skip_onnx:
-        yield f"export it to {target}/onnx" + (f": {4 * parameters / 1e9:,.2f} GB of float32" if parameters else "")
+        yield f"export it to {target}/onnx, weights of {recipe.onnx.precision}" + (
+            f": {4 * parameters / 1e9:,.2f} GB" if parameters and recipe.onnx.precision == "fp32" else ""
+        )
     if recipe.verify.enabled:
         yield "verify that the reloaded model and ONNX Runtime keep the same channels; stop if they do not"
     if held_out.enabled:

@@ -93,9 +93,10 @@ def run(
             (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
             record = _record(recipe, prepared)
             _write_json(folder / "nm_export.json", record)
+        quantization = None
         if with_onnx:
             with stages.stage("onnx", "Exporting to ONNX"):
-                _export_onnx(model, folder, recipe, record)
+                quantization = _export_onnx(model, folder, recipe, record)
         report = None
         if recipe.verify.enabled:
             with stages.stage("verify", "Verifying"):
@@ -105,6 +106,7 @@ def run(
             with stages.stage("evaluate", "Measuring the sparse model's perplexity"):
                 quality = _quality(model, held_out, prepared.dense_perplexity)
         numbers = _numbers(stages, quality, report, with_onnx)
+        numbers["quantization"] = quantization
         numbers["learning"] = prepared.learning.to_dict() if prepared.learning else None
         _write_json(folder / "measurements.json", numbers)
         card = model_card(
@@ -137,18 +139,22 @@ def verify_folder(folder: str | Path) -> str:
     return json.dumps(report.to_dict(), indent=2)
 
 
-def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any]) -> None:
+def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Export, and return what quantization did to the weights, if anything did."""
     from nm_export.onnx import export_onnx
 
-    export_onnx(
+    result = export_onnx(
         model,
         folder,
         tokenizer_dir=folder,
         opset=recipe.onnx.opset,
         precision=recipe.onnx.precision,
+        block_size=recipe.onnx.block_size,
+        symmetric=recipe.onnx.symmetric,
         kernel=recipe.onnx.kernel,
         metadata={"recipe_sha256": record["recipe_sha256"]},
     )
+    return result.quantization.to_dict() if result.quantization else None
 
 
 def _verify(folder: Path, model: Any, sequences: torch.Tensor, recipe: Recipe, with_onnx: bool) -> VerificationReport:

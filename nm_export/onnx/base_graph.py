@@ -86,24 +86,24 @@ def build_base_graph(
     directory: str | Path,
     *,
     opset: int | None = None,
-    precision: str = "fp32",
+    share_embedding: bool = True,
 ) -> BaseGraph:
     """Write the dense graph of `model` into `directory`: model.onnx, model.onnx.data, genai_config.json, tokenizer.
 
-    A sparse model gives the graph of its dense twin. The model itself is left as it is.
+    A sparse model gives the graph of its dense twin. The model itself is left as it is. Weights are float32; see
+    `build_dense_graph` for others.
 
     Args:
         model: causal language model on the CPU, dense or `NMSparseForCausalLM`.
         tokenizer_dir: folder that AutoTokenizer loads.
         directory: existing folder to write to.
         opset: version of the standard operators; 22 is what the builder writes, and the only one.
-        precision: of the weights in the graph; "fp32" is the only one.
+        share_embedding: whether tied embeddings are stored once. The builder keeps a float32 embedding of its own
+            beside an output layer that is quantized.
 
     Raises:
-        UserError: an architecture, opset or precision that is not supported; onnxruntime-genai is not installed.
+        UserError: an architecture or opset that is not supported; onnxruntime-genai is not installed.
     """
-    if precision != "fp32":
-        raise UserError(f"onnx.precision {precision!r} is not supported: the ONNX export writes fp32.")
     if opset not in (None, _OPSET):
         raise UserError(f"onnx.opset {opset} is not supported: the graph builder writes opset {_OPSET}.")
     name = architecture(model)
@@ -120,7 +120,8 @@ def build_base_graph(
         if model.generation_config is not None:
             model.generation_config.to_json_file(Path(scratch, "generation_config.json"))
         config = _builder_config(model, name, scratch)
-        builder = _in_memory_builder(name, _shallow_copy(model), config, scratch)
+        share_embedding = share_embedding and bool(config.tie_word_embeddings)
+        builder = _in_memory_builder(name, _shallow_copy(model), config, scratch, share_embedding)
         builder.make_model(scratch)
         builder.save_model(directory)
         builder.model_type = _GENAI_TYPES.get(name, name)
@@ -211,7 +212,7 @@ def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
     return config
 
 
-def _in_memory_builder(name: str, weights: Any, config: Any, cache_dir: str) -> Any:
+def _in_memory_builder(name: str, weights: Any, config: Any, cache_dir: str, share_embedding: bool) -> Any:
     """The builder for an architecture, extended to read the live model and to note which node computes what."""
     import onnx_ir
     from onnxruntime_genai.models import builders
@@ -223,7 +224,7 @@ def _in_memory_builder(name: str, weights: Any, config: Any, cache_dir: str) -> 
         def __init__(self, config: Any, cache_dir: str) -> None:
             options = {
                 "fuse_qkv": False,
-                "shared_embeddings": bool(config.tie_word_embeddings),
+                "shared_embeddings": share_embedding,
                 "windowed_kv_cache": False,  # every layer keeps a cache of full length, as GenerationMixin expects
             }
             self.products: dict[str, tuple[Product, ...]] = {}

@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nm_export.errors import UserError
 from nm_export.onnx.base_graph import build_base_graph, check_base_graph
 from nm_export.onnx.checking import check_graph
 from nm_export.onnx.insert import insert_operators
 from nm_export.onnx.pruned_inputs import pruned_inputs
+from nm_export.onnx.quantize import weight_format
+from nm_export.onnx.rewrite.quantized_product import check_width
+from nm_export.onnx.weight_error import QuantizationReport
 from nm_export.versions import installed_versions
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ class ExportResult:
         dense_difference: largest difference between the dense graph's and the dense torch model's logits, as a share of
             the largest logit.
         size_bytes: size of graph and weights.
+        quantization: what quantization did to the weights; None if they are float32.
     """
 
     model_path: Path
@@ -36,6 +41,7 @@ class ExportResult:
     num_modules: int
     dense_difference: float
     size_bytes: int
+    quantization: QuantizationReport | None = None
 
 
 def export_onnx(
@@ -45,6 +51,8 @@ def export_onnx(
     tokenizer_dir: str | Path,
     opset: int | None = None,
     precision: str = "fp32",
+    block_size: int = 32,
+    symmetric: bool = True,
     kernel: str = "auto",
     metadata: Mapping[str, str] | None = None,
 ) -> ExportResult:
@@ -58,7 +66,10 @@ def export_onnx(
         folder: existing folder of the published model.
         tokenizer_dir: folder that AutoTokenizer loads.
         opset: version of the standard operators; None and 22 are accepted.
-        precision: of the weights in the graph; "fp32" only.
+        precision: of the linears' weights, "fp32", "int8" or "int4". The weights that are quantized are those of the
+            model, output scales included; the embedding stays float32, as the builder of onnxruntime-genai has it.
+        block_size: weights that share a scale.
+        symmetric: whether quantized weights have no zero points.
         kernel: what multiplies pruned inputs, "auto", "fused" or "topk"; see `insert_operators`.
         metadata: entries for the graph's metadata, such as the recipe's hash. The versions of the packages that took
             part are added.
@@ -68,20 +79,31 @@ def export_onnx(
         NMExportError: the graph builder does not render the model, or the result is not a valid ONNX file.
     """
     target = Path(folder) / "onnx"
+    format = weight_format(precision, block_size, symmetric)
     inputs = pruned_inputs(model)
+    if format is not None:
+        if kernel == "topk":
+            raise UserError(f"onnx.kernel topk multiplies float32 weights, not {precision}: use auto.")
+        for name, module in model.nm_modules().items():
+            check_width(name, module.out_features, format)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as scratch:
         made = Path(scratch) / "onnx"
         made.mkdir()
-        graph = build_base_graph(model, tokenizer_dir, made, opset=opset, precision=precision)
+        graph = build_base_graph(model, tokenizer_dir, made, opset=opset, share_embedding=format is None)
         difference = check_base_graph(graph, model)
         versions = {f"version.{name}": version for name, version in installed_versions(_RECORDED).items()}
         entries = {**versions, **(metadata or {})}
-        insert_operators(graph, inputs, entries, kernel=kernel)
+        errors = insert_operators(graph, inputs, entries, kernel=kernel, format=format)
         check_graph(graph.path)
         size = sum(path.stat().st_size for path in made.glob("model.onnx*"))
         if target.exists():
             target.replace(Path(scratch) / "previous")
         made.replace(target)
     return ExportResult(
-        target / "model.onnx", len(inputs), sum(len(pruned.linears) for pruned in inputs), difference, size
+        target / "model.onnx",
+        len(inputs),
+        sum(len(pruned.linears) for pruned in inputs),
+        difference,
+        size,
+        None if format is None else QuantizationReport(format, errors.by_module()),
     )

@@ -2,38 +2,57 @@
 
     x ── MatMul(W) ── Add(b)     becomes     x ── NMTopK ── NMSparseMatMul(W * scale, b + bias) ── Add(residual)
 
-Linears that read the same input and score it alike share one `NMTopK`. Constants are appended to the data file; weights
-are touched only where a scale is folded into them.
+Linears that read the same input and score it alike share one `NMTopK`. Constants are appended to the data file; float32
+weights are touched only where a scale is folded into them. Quantized ones take their place, one weight at a time:
+
+    x ── MatMul(W)               becomes     x ── NMTopK ── NMSparseMatMulNBits, or MatMulNBits if x is not pruned
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from nm_export.errors import NMExportError
 from nm_export.modeling.modeling_nm_sparse import PHASES
 from nm_export.onnx.base_graph import BaseGraph, Product
 from nm_export.onnx.functions import DOMAIN, DOMAIN_VERSION, NM_TOPK, nm_topk_function
+from nm_export.onnx.matmul_nbits import quantize_matmul_nbits
 from nm_export.onnx.pruned_inputs import PrunedInput
+from nm_export.onnx.quantize import WeightFormat
 from nm_export.onnx.rewrite.dense_product import dense_product
 from nm_export.onnx.rewrite.editor import GraphEditor
 from nm_export.onnx.rewrite.fold_scale import fold_scale
+from nm_export.onnx.rewrite.matmul_nbits import matmul_nbits
+from nm_export.onnx.rewrite.quantized_product import quantized_product
 from nm_export.onnx.rewrite.residual import add_dropped, add_residual, project_dropped
 from nm_export.onnx.rewrite.select_input import select_input
 from nm_export.onnx.rewrite.sparse_product import sparse_product
 from nm_export.onnx.session import data_path
 from nm_export.onnx.sparse_matmul_function import NM_SPARSE_MATMUL, nm_sparse_matmul_function
+from nm_export.onnx.sparse_matmul_nbits_function import NM_SPARSE_MATMUL_NBITS, nm_sparse_matmul_nbits_function
+from nm_export.onnx.weight_error import WeightErrors
+from nm_export.progress import track
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
 MODULES_KEY = "nm_export.modules"
 """Metadata of an `NMTopK` node: JSON, module name -> names of the values that hold its output, in the order of rows."""
+ROWS_KEY = "nm_export.rows"
+"""Metadata of a product with a quantized weight: JSON, the module's name, its first row there, and the one behind."""
+FORMAT_KEY = "nm_export.weights"
+"""Metadata of a quantized graph: JSON, the fields of its `WeightFormat`."""
 
 
 def insert_operators(
-    graph: BaseGraph, inputs: Iterable[PrunedInput], metadata: Mapping[str, str], *, kernel: str = "auto"
-) -> None:
+    graph: BaseGraph,
+    inputs: Sequence[PrunedInput],
+    metadata: Mapping[str, str],
+    *,
+    kernel: str = "auto",
+    format: WeightFormat | None = None,
+) -> WeightErrors:
     """Rewrite `graph.path` in place so that the products of `inputs` read pruned values; append constants to its data.
 
     Args:
@@ -42,23 +61,65 @@ def insert_operators(
         metadata: entries for the model's `metadata_props`.
         kernel: "fused" for `NMSparseMatMul`, "topk" for MatMul on the pruned values; "auto" for the first, except where
             some calls are not pruned: there a dense product is faster.
+        format: of the linears' weights, those whose input is not pruned included; None leaves them float32. Quantized
+            products with pruned inputs are fused in any phase.
+
+    Returns:
+        What quantization did to each weight.
 
     Raises:
+        UserError: a weight that the format cannot hold.
         NMExportError: the graph has no product for a module, or products of one input read different values.
     """
     import onnx
 
     model = onnx.load(graph.path, load_external_data=False)
+    errors = WeightErrors()
     with GraphEditor(model.graph, data_path(graph.path)) as editor:
-        for pruned in inputs:
+        pruned_modules: set[str] = set()
+        for pruned in track(inputs, "Inserting operators", total=len(inputs)):
             fused = kernel == "fused" or (kernel == "auto" and pruned.attributes["phase"] == PHASES["both"])
-            _prune(editor, graph.products, pruned, fused)
+            _prune(editor, graph.products, pruned, fused, format, errors)
+            pruned_modules.update(linear.name for linear in pruned.linears)
+        if format is not None:
+            _quantize_others(editor, graph.products, pruned_modules, format, errors)
+            editor.close_gaps()
+            metadata = {**metadata, FORMAT_KEY: json.dumps(asdict(format))}
     _declare_operators(model)
     onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, **metadata})
     onnx.save(model, graph.path)
+    return errors
 
 
-def _prune(editor: GraphEditor, products: Mapping[str, tuple[Product, ...]], pruned: PrunedInput, fused: bool) -> None:
+def _quantize_others(
+    editor: GraphEditor,
+    products: Mapping[str, tuple[Product, ...]],
+    pruned: set[str],
+    format: WeightFormat,
+    errors: WeightErrors,
+) -> None:
+    others = {name: parts for name, parts in products.items() if name not in pruned}
+    for name, parts in track(others.items(), "Quantizing weights", total=len(others)):
+        for product in parts:
+            matmul = editor.nodes[product.node]
+            weight = editor.map_constant(matmul.input[1])
+            errors.add(name, weight, matmul_nbits(editor, matmul, format).dequantize())
+            _note_rows(matmul, name, product)
+
+
+def _note_rows(node: "NodeProto", module: str, product: Product) -> None:
+    entry = node.metadata_props.add()
+    entry.key, entry.value = ROWS_KEY, json.dumps([module, product.start, product.stop])
+
+
+def _prune(
+    editor: GraphEditor,
+    products: Mapping[str, tuple[Product, ...]],
+    pruned: PrunedInput,
+    fused: bool,
+    format: WeightFormat | None,
+    errors: WeightErrors,
+) -> None:
     missing = [linear.name for linear in pruned.linears if linear.name not in products]
     if missing:
         raise NMExportError(f"The ONNX graph has no product for {missing[0]}: it cannot be pruned there.")
@@ -74,7 +135,14 @@ def _prune(editor: GraphEditor, products: Mapping[str, tuple[Product, ...]], pru
         for product in products[linear.name]:
             matmul, rows = editor.nodes[product.node], linear.rows(product.start, product.stop)
             fold_scale(editor, matmul, rows.scale)
-            y = multiply(editor, matmul, rows, selection)
+            if format is None:
+                y = multiply(editor, matmul, rows, selection)
+            else:
+                weight = editor.map_constant(matmul.input[1])
+                y, quantized = quantized_product(editor, matmul, rows, selection, format)
+                nbits = quantize_matmul_nbits(weight, format)
+                errors.add(linear.name, weight, quantized.dequantize(), nbits.dequantize())
+                _note_rows(matmul, linear.name, product)
             if projected is not None:
                 y = add_residual(editor, projected, y, matmul, rows)
             results.setdefault(linear.name, []).append(y)
@@ -87,7 +155,11 @@ def _declare_operators(model: "ModelProto") -> None:
     import onnx
 
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
-    bodies = {NM_TOPK: nm_topk_function, NM_SPARSE_MATMUL: nm_sparse_matmul_function}
+    bodies = {
+        NM_TOPK: nm_topk_function,
+        NM_SPARSE_MATMUL: nm_sparse_matmul_function,
+        NM_SPARSE_MATMUL_NBITS: nm_sparse_matmul_nbits_function,
+    }
     model.functions.extend(body() for name, body in bodies.items() if name in used)
     if used:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto
 
 _ALIGNMENT = 64  # of appended constants: a cache line
+_PAGE = 4096  # and of those that are larger than one, in a file without gaps
+_COPIED = 1 << 24  # bytes at a time
 
 
 class GraphEditor:
@@ -73,6 +75,12 @@ class GraphEditor:
         self.nodes[node.name] = node
         self._sequence.append(node)
         self._note_inputs(node)
+
+    def rename_node(self, node: "NodeProto", name: str) -> None:
+        """Give a node another name; its values keep theirs."""
+        del self.nodes[node.name]
+        node.name = name
+        self.nodes[name] = node
 
     def remove_node(self, node: "NodeProto") -> None:
         """Remove a node whose outputs another one gives now."""
@@ -143,17 +151,18 @@ class GraphEditor:
         """Append a float32 constant to the data file and return its name; one of that name is taken to be the same."""
         from onnx import TensorProto
 
+        return self.add_tensor(name, np.asarray(values, np.float32, order="C"), TensorProto.FLOAT, values.shape)
+
+    def add_tensor(self, name: str, stored: np.ndarray, dtype: int, shape: tuple[int, ...]) -> str:
+        """As `add_constant`, for any type: `stored` holds the bytes of a tensor of that type and shape."""
+        from onnx import TensorProto
+
         if name in self._initializers:
             return name
-        contiguous = np.asarray(values, np.float32, order="C")
         self._data.write(bytes(-self._data.tell() % _ALIGNMENT))
-        where = {"location": self._path.name, "offset": self._data.tell(), "length": contiguous.nbytes}
-        tensor = TensorProto(name=name, dims=values.shape, data_type=TensorProto.FLOAT)
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in where.items():
-            entry = tensor.external_data.add()
-            entry.key, entry.value = key, str(value)
-        self._data.write(contiguous.data)  # straight from the array: it may be a mapped file
+        tensor = TensorProto(name=name, dims=shape, data_type=dtype)
+        _point_to(tensor, self._path.name, self._data.tell(), stored.nbytes)
+        self._data.write(stored.data)  # straight from the array: it may be a mapped file
         self._initializers[name] = tensor
         self.graph.initializer.append(tensor)
         return name
@@ -166,10 +175,34 @@ class GraphEditor:
 
     def take_constant(self, name: str) -> np.ndarray:
         """Return a constant's values; it goes with the last node that reads it, which is about to stop doing so."""
-        values = np.array(self._map(self._initializers[name], "r"))
+        values = np.array(self.map_constant(name))
         if len(self.readers(name)) == 1:
             self.graph.initializer.remove(self._initializers.pop(name))
         return values
+
+    def map_constant(self, name: str) -> np.ndarray:
+        """The values of a float32 constant where they lie in the data file, to be read."""
+        return self._map(self._initializers[name], "r")
+
+    def drop_unread(self, name: str) -> None:
+        """Remove a constant that no node reads any more; its bytes stay until `close_gaps`."""
+        if name in self._initializers and not self.readers(name):
+            self.graph.initializer.remove(self._initializers.pop(name))
+
+    def close_gaps(self) -> None:
+        """Write the data file anew with the constants that are left, in their order."""
+        self._data.close()
+        packed = self._path.with_name(f".{self._path.name}.packed")
+        with self._path.open("rb") as old, packed.open("wb") as new:
+            for tensor in self.graph.initializer:
+                where = {entry.key: entry.value for entry in tensor.external_data}
+                length = int(where["length"])
+                new.write(bytes(-new.tell() % (_PAGE if length > _PAGE else _ALIGNMENT)))
+                _point_to(tensor, self._path.name, new.tell(), length)
+                old.seek(int(where["offset"]))
+                _copy(old, new, length)
+        packed.replace(self._path)
+        self._data = self._path.open("ab")
 
     def scale_columns(self, node: "NodeProto", i: int, factors: np.ndarray) -> None:
         """Multiply the columns of the `[K, O]` constant that is a node's input `i` by `factors` `[O]`.
@@ -213,3 +246,19 @@ class GraphEditor:
         copies = [type(node).FromString(node.SerializeToString()) for node in ordered]
         del self.graph.node[:]
         self.graph.node.extend(copies)
+
+
+def _point_to(tensor: "TensorProto", location: str, offset: int, length: int) -> None:
+    """Say where the bytes of a tensor lie."""
+    tensor.data_location = type(tensor).EXTERNAL
+    del tensor.external_data[:]
+    for key, value in {"location": location, "offset": offset, "length": length}.items():
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, str(value)
+
+
+def _copy(source: IO[bytes], target: IO[bytes], length: int) -> None:
+    while length:
+        part = source.read(min(length, _COPIED))
+        target.write(part)
+        length -= len(part)
