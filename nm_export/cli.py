@@ -8,7 +8,7 @@ import errno
 import logging
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata
@@ -34,16 +34,24 @@ _STORAGE_ERRORS = {
 class ExportByDefault(TyperGroup):
     """A group whose first word may be a recipe: `nm-export RECIPE ...` means `nm-export export RECIPE ...`."""
 
+    default, meant_for = "export", "recipe"
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put `export` in front of everything that is neither a command nor an option of the group."""
+        """Put the default command in front of everything that is neither a command nor an option of the group."""
         own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
         if args and args[0] not in self.commands and args[0] not in own:
             word = args[0]
             meant = difflib.get_close_matches(word, self.commands, n=1, cutoff=0.75)
             if meant and not Path(word).exists():
-                ctx.fail(f"There is no command or recipe {word!r}. Did you mean {meant[0]}?")
-            args = ["export", *args]
+                ctx.fail(f"There is no command or {self.meant_for} {word!r}. Did you mean {meant[0]}?")
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
+
+
+class ModelByDefault(ExportByDefault):
+    """The same for `nm-export bench FOLDER`, which means `nm-export bench model FOLDER`."""
+
+    default, meant_for = "model", "folder"
 
 
 app = typer.Typer(
@@ -57,8 +65,29 @@ app = typer.Typer(
     epilog="Options of an export: nm-export RECIPE --help",
 )
 
+bench = typer.Typer(
+    cls=ModelByDefault,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    subcommand_metavar="FOLDER [OPTIONS] | COMMAND ...",
+    epilog="Options for a folder: nm-export bench model --help",
+)
+app.add_typer(bench, name="bench")
+
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More messages, and the traceback of a failure.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that an export wrote.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")]
+Prompts = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=1, help="Length of prompt in tokens, the context of decoding; may be repeated. 64 and 256 by default."
+    ),
+]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens made after each prompt.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Alternating runs; the median counts.")]
+Architecture = Annotated[
+    str, typer.Option(help="smollm2, mistral-7b, llama-3.1-8b, qwen2.5-7b or gemma-3-4b.", show_default=False)
+]
 
 
 class Backend(StrEnum):
@@ -67,6 +96,13 @@ class Backend(StrEnum):
     torch = "torch"
     onnx = "onnx"
     genai = "genai"
+
+
+class MeasuredTime(StrEnum):
+    """What a benchmark of operators measures."""
+
+    wall = "wall"
+    cpu = "cpu"
 
 
 class ScoringBackend(StrEnum):
@@ -195,32 +231,135 @@ def generate(
         _print(continue_text(folder, prompt, backend=backend.value, max_new_tokens=max_new_tokens, dense=dense))
 
 
-@app.command()
-def bench(
-    folder: Folder,
-    prompt: Annotated[
-        list[int] | None, typer.Option(min=1, help="Length of prompt in tokens; may be repeated.")
-    ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens made after each prompt.")] = 24,
-    repeats: Annotated[int, typer.Option(min=1, help="Alternating runs; the median counts.")] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
-    verbose: Verbose = False,
-) -> None:
-    """Time an exported model against its dense twin, in ONNX Runtime and onnxruntime-genai.
+@bench.callback()
+def bench_group() -> None:
+    """Time models, and the operators that they are made of, beside their dense twins.
 
-    [bold]Example[/bold]
+    [bold]Examples[/bold]
 
       nm-export bench output/smollm2-135m-8of16 --prompt 64 --prompt 512
+
+      nm-export bench ops --architecture mistral-7b --weights fp32 --weights int4
+
+      nm-export bench decoder --architecture llama-3.1-8b --precision int4
     """
-    with _explained(verbose):
-        import json
 
+
+@bench.command("model")
+def bench_model(
+    folder: Folder,
+    prompt: Prompts = None,
+    new_tokens: NewTokens = 24,
+    repeats: Repeats = 5,
+    json_file: JsonFile = None,
+    verbose: Verbose = False,
+) -> None:
+    """Time an exported model against its dense twin, in ONNX Runtime and onnxruntime-genai."""
+    with _explained(verbose), _measured(json_file) as report:
         from nm_export.benchmark import benchmark_model
+        from nm_export.benchmark.report import this_command
 
-        result = benchmark_model(folder, prompts=tuple(prompt or (64, 256)), new_tokens=new_tokens, repeats=repeats)
-        if json_file is not None:
-            json_file.write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
-        _print(result)
+        prompts = tuple(prompt or (64, 256))
+        report(benchmark_model(folder, prompts=prompts, new_tokens=new_tokens, repeats=repeats, command=this_command()))
+
+
+@bench.command("decoder")
+def bench_decoder(
+    architecture: Architecture,
+    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 2,
+    vocabulary: Annotated[
+        int, typer.Option(min=2, help="Rows of the output layer, which stays dense: few, so that it does not count.")
+    ] = 512,
+    pattern: Annotated[str, typer.Option(help="What every linear keeps: N:M or P%.")] = "8:16",
+    precision: Annotated[str, typer.Option(help="Of the weights: fp32, int8 or int4.")] = "fp32",
+    block_size: Annotated[int, typer.Option(help="Weights that share a scale, with int8 and int4.")] = 32,
+    prompt: Prompts = None,
+    new_tokens: NewTokens = 24,
+    repeats: Repeats = 5,
+    json_file: JsonFile = None,
+    verbose: Verbose = False,
+) -> None:
+    """Time a few layers of an architecture, with random weights, against their dense twin."""
+    with _explained(verbose), _measured(json_file) as report:
+        from nm_export.benchmark import benchmark_decoder
+        from nm_export.benchmark.report import this_command
+
+        report(
+            benchmark_decoder(
+                architecture,
+                layers=layers,
+                vocabulary=vocabulary,
+                pattern=pattern,
+                precision=precision,
+                block_size=block_size,
+                prompts=tuple(prompt or (64, 256)),
+                new_tokens=new_tokens,
+                repeats=repeats,
+                command=this_command(),
+            )
+        )
+
+
+@bench.command("ops")
+def bench_operators(
+    architecture: Architecture,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Rows of the input; may be repeated. 1, 4, 16, 128 and 512 by default."),
+    ] = None,
+    pattern: Annotated[list[str] | None, typer.Option(help="N:M or P%; may be repeated. 8:16 by default.")] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32, fp16, bf16, int8 or int4, the last two with :BLOCK_SIZE if wanted; may be repeated."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of each session; all cores by default.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Alternating runs; the median counts.")] = 15,
+    clock: Annotated[
+        MeasuredTime, typer.Option(help="Elapsed time, or on a busy machine, with one thread, processor time.")
+    ] = MeasuredTime.wall,
+    memory: Annotated[
+        int | None, typer.Option(min=1, help="MB of weights to cycle through; twice the last-level cache by default.")
+    ] = None,
+    json_file: JsonFile = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the roofline here (SVG).")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Time the operators on every linear shape of an architecture against ONNX Runtime's own."""
+    with _explained(verbose), _measured(json_file) as report:
+        from nm_export.benchmark import benchmark_operators, operators, roofline
+        from nm_export.benchmark.report import this_command
+        from nm_export.benchmark.timing import Clock
+
+        if picture is not None:
+            roofline.check_picture_target(picture)
+        result = benchmark_operators(
+            architecture,
+            tokens=tuple(tokens or operators.DEFAULT_TOKENS),
+            patterns=tuple(pattern or ("8:16",)),
+            weights=tuple(weights or operators.DEFAULT_FORMATS),
+            threads=threads,
+            repeats=repeats,
+            clock=Clock(clock.value),
+            memory=None if memory is None else memory * 1_000_000,
+            command=this_command(),
+        )
+        if picture is not None:
+            roofline.draw_roofline(picture, result.products, result.machine)
+        report(result)
+
+
+@bench.command("page")
+def bench_page(
+    page: Annotated[Path, typer.Argument(metavar="PAGE", help="Markdown file to write; its picture goes beside it.")],
+    results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Files that --json wrote.")],
+    verbose: Verbose = False,
+) -> None:
+    """Write a page of results beside what was wanted."""
+    with _explained(verbose):
+        from nm_export.benchmark.page import read_report, write_page
+
+        write_page(page, [read_report(path) for path in results])
+        typer.echo(f"Wrote {page}.")
 
 
 @app.command()
@@ -313,6 +452,22 @@ def enable_genai(
             typer.echo(f"{folder} opens everywhere again, without the compiled kernel.")
         else:
             typer.echo(f"Wrote {enable_library(folder)}; onnxruntime-genai now runs {folder} with it.")
+
+
+@contextmanager
+def _measured(json_file: Path | None) -> Iterator[Callable[[Any], None]]:
+    """Yield what writes a benchmark's result to `json_file` and shows it; a file that cannot be is refused at once."""
+    from nm_export.evaluation.report import check_json_target, write_json
+
+    if json_file is not None:
+        check_json_target(json_file)
+
+    def report(result: Any) -> None:
+        if json_file is not None:
+            write_json(json_file, result.to_dict())
+        _print(result)
+
+    yield report
 
 
 def _print(result: object) -> None:

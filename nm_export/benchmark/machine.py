@@ -28,10 +28,10 @@ class Machine:
         cache_bytes: size of the last-level cache.
         system: kernel and architecture.
         versions: of the packages that took part.
-        bandwidth: bytes read from memory in a second: the fastest of torch's sum, dot and mv over 1 GiB, or four times
-            the last-level cache where that is less, on `threads` threads.
-        peak: float32 operations in a second (an addition and a multiplication are two): the fastest product of
-            two square matrices of 256 to 1,024 in torch, which stay in the caches.
+        bandwidth: bytes read in a second on `threads` threads: the fastest of torch's sum, dot and mv over a buffer of
+            twice the last-level cache.
+        peak: float32 operations in a second (a multiplication and an addition are two): the fastest product of
+            two square matrices of 256, 512 or 1,024 rows in torch, which stay in the caches.
     """
 
     processor: str
@@ -44,7 +44,7 @@ class Machine:
     peak: float
 
     def to_markdown(self) -> str:
-        """One sentence."""
+        """Return one sentence without its full stop."""
         versions = ", ".join(f"{package} {version}" for package, version in self.versions.items())
         return (
             f"{self.processor}, {self.cores} cores, {self.threads} thread{'' if self.threads == 1 else 's'}, "
@@ -59,18 +59,18 @@ def measure_machine(threads: int, clock: Clock = Clock.wall, memory: int | None 
     Args:
         threads: that will work; torch has its own number back afterwards.
         clock: what to measure.
-        memory: bytes to read for the bandwidth; None is what `Machine.bandwidth` says.
+        memory: bytes to read for the bandwidth; None is twice the last-level cache.
     """
     cache = last_level_cache()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        bandwidth = _bandwidth(memory or min(2**30, 4 * cache), clock)
+        bandwidth = _bandwidth(memory or 2 * cache, clock)
         peak = max(_multiplication_rate(size, clock) for size in (256, 512, 1024))
     finally:
         torch.set_num_threads(before)
     return Machine(
-        processor=_processor(),
+        processor=processor_name(),
         cores=available_cores(),
         threads=threads,
         cache_bytes=cache,
@@ -97,6 +97,18 @@ def last_level_cache(caches: Path = _CACHES) -> int:
     return found[max(found)] if found else _UNKNOWN_CACHE
 
 
+def processor_name() -> str:
+    """What the operating system calls the processor."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 def _bandwidth(size: int, clock: Clock) -> float:
     rows = torch.ones(max(1, size // 4 // 4096), 4096)
     flat, vector = rows.view(-1), torch.ones(4096)
@@ -114,14 +126,3 @@ def _multiplication_rate(size: int, clock: Clock) -> float:
 
     multiply()
     return products * 2 * size**3 / min(clock.seconds(multiply) for _ in range(7))
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

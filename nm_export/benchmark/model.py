@@ -1,29 +1,33 @@
 """Prefill and decode of an exported model and of its dense twin, alternating in one process."""
 
-import platform
-import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.markdown import Markdown
-from rich.text import Text
 
+from nm_export.benchmark.machine import available_cores, processor_name
+from nm_export.benchmark.report import Report, table
 from nm_export.loading import load_exported
+from nm_export.onnx.extras import require
 from nm_export.progress import track
+from nm_export.versions import installed_versions
 
+DEFAULT_PROMPTS = (64, 256)
 _FORMS = ("dense", "sparse")
+_PACKAGES = ("nm_export", "onnxruntime", "onnxruntime-genai")
 
 
 @dataclass(frozen=True)
 class Row:
-    """Medians for one runtime and one length of prompt; seconds."""
+    """Medians for one runtime and one length of prompt; seconds.
+
+    A decode step follows the prompt, so that the prompt's length is that of its context.
+    """
 
     runtime: str
     prompt: int
@@ -44,93 +48,135 @@ class Row:
 
 
 @dataclass(frozen=True)
-class ModelBenchmark:
-    """The result of `benchmark_model`."""
+class ModelBenchmark(Report):
+    """The result of `benchmark_model` or `benchmark_decoder`.
 
-    folder: str
+    Attributes:
+        title: what was timed.
+        precision: of its weights, and of the dense twin's.
+        rows: by runtime and length of prompt.
+        repeats: runs of each, of which medians count.
+        new_tokens: made after each prompt.
+        machine: where, with versions.
+        command: that measures it again.
+    """
+
+    title: str
+    precision: str
     rows: tuple[Row, ...]
     repeats: int
     new_tokens: int
-    threads: int
     machine: str
+    command: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
-        return asdict(self)
+    kind = "model"
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelBenchmark":
+        """Read what `to_dict` gave."""
+        own = {key: value for key, value in values.items() if key != "kind"}
+        return cls(**{**own, "rows": tuple(Row(**row) for row in values["rows"])})
 
     def to_markdown(self) -> str:
         """Return the table, ratio first, speeds in tokens per second."""
-        lines = [
-            "| runtime | prompt | decode, ratio | sparse | dense | prefill, ratio | sparse | dense |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        header = ["runtime", "prompt", "decode, ratio", "sparse", "dense", "prefill, ratio", "sparse", "dense"]
+        rows = [
+            [
+                row.runtime,
+                str(row.prompt),
+                f"**{row.decode_ratio:.2f}**",
+                f"{1 / row.sparse_decode:.1f}",
+                f"{1 / row.dense_decode:.1f}",
+                f"**{row.prefill_ratio:.2f}**",
+                f"{row.prompt / row.sparse_prefill:.0f}",
+                f"{row.prompt / row.dense_prefill:.0f}",
+            ]
+            for row in self.rows
         ]
-        for row in self.rows:
-            lines.append(
-                f"| {row.runtime} | {row.prompt} | {row.decode_ratio:.2f} | {1 / row.sparse_decode:.1f} | "
-                f"{1 / row.dense_decode:.1f} | {row.prefill_ratio:.2f} | {row.prompt / row.sparse_prefill:.0f} | "
-                f"{row.prompt / row.dense_prefill:.0f} |"
-            )
-        lines.append(
-            f"\nTokens per second, medians of {self.repeats} alternating runs of {self.new_tokens} new tokens; "
-            f"{self.threads} threads, {self.machine}."
+        return (
+            f"**{self.title}, {self.precision}**\n\n{table(header, rows)}\n\n"
+            f"Tokens per second, medians of {self.repeats} alternating runs of {self.new_tokens} new tokens; the dense "
+            f"twin has the same weights in the same precision. Machine: {self.machine}."
         )
-        return "\n".join(lines)
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        if console.is_terminal:
-            yield Markdown(self.to_markdown())
-        else:
-            yield Text(self.to_markdown(), no_wrap=True, overflow="ignore")
 
 
 def benchmark_model(
-    folder: str | Path, *, prompts: tuple[int, ...] = (64, 256), new_tokens: int = 24, repeats: int = 5
+    folder: str | Path,
+    *,
+    prompts: Sequence[int] = DEFAULT_PROMPTS,
+    new_tokens: int = 24,
+    repeats: int = 5,
+    command: str = "",
 ) -> ModelBenchmark:
     """Time an exported folder against a dense graph of the same weights from the same graph builder.
 
-    Both run float32 in ONNX Runtime (this package's class, compiled operators) and in onnxruntime-genai, on random
-    tokens: speed does not depend on the text.
+    Both have the precision of the folder and run in ONNX Runtime (this package's class, compiled operators) and in
+    onnxruntime-genai, on random tokens: speed does not depend on the text.
 
     Args:
         folder: exported folder with `onnx/model.onnx`.
         prompts: lengths of prompt, in tokens.
         new_tokens: tokens generated after each prompt.
         repeats: runs of each; the median counts.
+        command: that called this, for the record.
 
     Raises:
         UserError: the folder was not exported, or the compiled operators or onnxruntime-genai are not installed.
     """
     folder = Path(folder).resolve()
+    require("onnxruntime", "onnx")
+    require("onnxruntime_genai", "genai")
     with tempfile.TemporaryDirectory(prefix="nm_export-bench-") as scratch:
         model, _, _ = load_exported(folder)
         vocabulary = int(model.config.vocab_size)
-        folders = {"dense": _dense_twin(model, folder, Path(scratch)), "sparse": folder}
+        precision, dense = _dense_twin(model, folder, Path(scratch) / "dense")
         del model
-        rows: list[Row] = []
-        for runtime, open_model, run in (
-            ("ONNX Runtime", _open_ort, _run_ort),
-            ("onnxruntime-genai", _open_genai, _run_genai),
-        ):
-            models = {form: open_model(folders[form]) for form in _FORMS}
-            for prompt in prompts:
-                ids = torch.randint(0, vocabulary, (1, prompt), generator=torch.Generator().manual_seed(prompt))
-                rows.append(_row(runtime, models, run, ids, new_tokens, repeats))
-            del models
-    return ModelBenchmark(folder.name, tuple(rows), repeats, new_tokens, torch.get_num_threads(), platform.platform())
+        rows = compare_folders(dense, folder, vocabulary, prompts=prompts, new_tokens=new_tokens, repeats=repeats)
+    return ModelBenchmark(folder.name, precision, rows, repeats, new_tokens, describe_machine(), command)
 
 
-def _dense_twin(model: Any, folder: Path, scratch: Path) -> Path:
-    from nm_export.onnx.base_graph import build_base_graph
+def compare_folders(
+    dense: Path, sparse: Path, vocabulary: int, *, prompts: Sequence[int], new_tokens: int, repeats: int
+) -> tuple[Row, ...]:
+    """Time two folders of equal weights in both runtimes; the arguments are those of `benchmark_model`."""
+    folders = dict(zip(_FORMS, (dense, sparse), strict=True))
+    rows: list[Row] = []
+    for runtime, open_model, run in (
+        ("ONNX Runtime", _open_ort, _run_ort),
+        ("onnxruntime-genai", _open_genai, _run_genai),
+    ):
+        models = {form: open_model(folders[form]) for form in _FORMS}
+        for prompt in prompts:
+            ids = torch.randint(0, vocabulary, (1, prompt), generator=torch.Generator().manual_seed(prompt))
+            rows.append(_row(runtime, models, run, ids, new_tokens, repeats))
+        del models
+    return tuple(rows)
 
-    twin = scratch / "dense"
-    (twin / "onnx").mkdir(parents=True)
-    build_base_graph(model, folder, twin / "onnx")
-    for name in ("config.json", "generation_config.json"):
-        shutil.copyfile(folder / name, twin / name)
-    return twin
+
+def describe_machine() -> str:
+    """Processor, cores and versions: sessions of models take all cores."""
+    versions = ", ".join(f"{package} {version}" for package, version in installed_versions(_PACKAGES).items())
+    return f"{processor_name()}, {available_cores()} cores; {versions}"
 
 
-def _row(runtime: str, models: dict[str, Any], run: Any, ids: torch.Tensor, new_tokens: int, repeats: int) -> Row:
+def _dense_twin(model: Any, folder: Path, target: Path) -> tuple[str, Path]:
+    """The precision of the folder's weights, and a folder of the same weights and precision that prunes nothing."""
+    from nm_export.onnx.dense_graph import build_dense_twin
+    from nm_export.onnx.stored_weights import stored_format
+
+    form = stored_format(folder / "onnx" / "model.onnx")
+    precision = "fp32" if form is None else f"{form.name}, block {form.block_size}"
+    return precision, build_dense_twin(model, folder, target)
+
+
+def _row(
+    runtime: str,
+    models: dict[str, Any],
+    run: Callable[[Any, torch.Tensor, int], list[float]],
+    ids: torch.Tensor,
+    new_tokens: int,
+    repeats: int,
+) -> Row:
     prompt = ids.shape[1]
     prefill: dict[str, list[float]] = {form: [] for form in _FORMS}
     decode: dict[str, list[float]] = {form: [] for form in _FORMS}

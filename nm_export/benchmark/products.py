@@ -1,7 +1,7 @@
 """A pruned product against ONNX Runtime's dense one, shape by shape.
 
-One graph for each rival computes products with as many weights as exceed twice the last-level cache, so that every weight
-comes from memory. The sparse graph selects before every product, though linears of a model share selections.
+One graph for each rival computes products with as many weights as exceed twice the last-level cache, so that every
+weight comes from memory. The sparse graph selects before every product, though linears of a model share selections.
 """
 
 import statistics
@@ -15,8 +15,8 @@ import numpy as np
 from nm_export.benchmark.machine import last_level_cache
 from nm_export.benchmark.rivals import Rival, StoredWeights, dense_rival, sparse_rival
 from nm_export.benchmark.shapes import Shape
+from nm_export.benchmark.storage import Storage, dense_tensors, sparse_tensors
 from nm_export.benchmark.timing import Clock, Ratio, ratio, take_turns
-from nm_export.benchmark.weight_formats import WeightFormat, dense_tensors, sparse_tensors
 from nm_export.errors import NMExportError, UserError
 from nm_export.onnx.extras import require
 from nm_export.recipe.patterns import check_pattern
@@ -77,7 +77,7 @@ class ProductSettings:
     shapes: Sequence[Shape]
     tokens: Sequence[int]
     patterns: Sequence[str]
-    formats: Sequence[WeightFormat]
+    formats: Sequence[Storage]
     threads: int
     repeats: int
     clock: Clock = Clock.wall
@@ -109,7 +109,7 @@ def benchmark_products(settings: ProductSettings) -> Iterator[Product]:
 
 
 def _products(
-    settings: ProductSettings, shape: Shape, weight: np.ndarray, form: WeightFormat, folder: Path
+    settings: ProductSettings, shape: Shape, weight: np.ndarray, form: Storage, folder: Path
 ) -> Iterator[Product]:
     memory = settings.memory or 2 * last_level_cache()
     dense_weights = StoredWeights.write(folder / "dense.data", dense_tensors(weight, form), memory)
@@ -172,13 +172,13 @@ def prune(x: np.ndarray, n: int, m: int) -> np.ndarray:
     return groups.reshape(x.shape)
 
 
-def _check(rival: Rival, x: np.ndarray, multiplied: np.ndarray, weight: np.ndarray, form: WeightFormat, name: str) -> None:
+def _check(rival: Rival, x: np.ndarray, multiplied: np.ndarray, weight: np.ndarray, form: Storage, name: str) -> None:
     """Raise an NMExportError unless the product of two rows is right."""
     expected = multiplied[:2] @ weight
     difference = float(np.abs(rival.first(x[:2]) - expected).max() / np.abs(expected).max())
     if not difference <= form.tolerance:
         K, O = weight.shape  # noqa: E741
         raise NMExportError(
-            f"The {name} product of {K} x {O}, {form}, differs from the expected one by {difference:.1e} of its largest "
-            f"element, where {form.tolerance:.0e} is accepted: its time would say nothing."
+            f"The {name} product of {K} x {O}, {form}, differs from the expected one by {difference:.1e} of its "
+            f"largest element, where {form.tolerance:.0e} is accepted: its time would say nothing."
         )

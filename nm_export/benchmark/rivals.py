@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from nm_export import ops
-from nm_export.benchmark.weight_formats import FLOAT, StoredTensor, WeightFormat
+from nm_export.benchmark.storage import FLOAT, Storage, StoredTensor
 from nm_export.errors import NMExportError
 from nm_export.onnx.functions import DOMAIN, DOMAIN_VERSION, NM_TOPK
 from nm_export.onnx.sparse_matmul_function import NM_SPARSE_MATMUL
+from nm_export.onnx.sparse_matmul_nbits_function import NM_SPARSE_MATMUL_NBITS
 
-_NM_SPARSE_MATMUL_NBITS = "NMSparseMatMulNBits"
 _PAGE = 4096
 _OPSET, _IR_VERSION = 22, 10
 
@@ -115,7 +115,7 @@ class Rival:
         return np.asarray(self._session.run(["y0"], {"x": x})[0])
 
 
-def dense_rival(weights: StoredWeights, form: WeightFormat, K: int, O: int, threads: int) -> Rival:  # noqa: E741
+def dense_rival(weights: StoredWeights, form: Storage, K: int, O: int, threads: int) -> Rival:  # noqa: E741
     """ONNX Runtime's MatMul of float32 weights, or MatMulNBits at accuracy level 4 (activations of 8 bits)."""
     from onnx import helper
 
@@ -124,7 +124,13 @@ def dense_rival(weights: StoredWeights, form: WeightFormat, K: int, O: int, thre
         if form.block_size is None:
             nodes.append(helper.make_node("MatMul", ["x", f"weight{c}"], [f"y{c}"]))
         else:
-            attributes = {"K": K, "N": O, "bits": form.bits, "block_size": form.block_size, "accuracy_level": 4}
+            attributes: dict[str, Any] = {
+                "K": K,
+                "N": O,
+                "bits": form.bits,
+                "block_size": form.block_size,
+                "accuracy_level": 4,
+            }
             inputs = ["x", f"weight{c}", f"scales{c}"]
             nodes.append(helper.make_node("MatMulNBits", inputs, [f"y{c}"], domain="com.microsoft", **attributes))
     return Rival(weights, nodes, O, [], threads)
@@ -132,7 +138,7 @@ def dense_rival(weights: StoredWeights, form: WeightFormat, K: int, O: int, thre
 
 def sparse_rival(
     weights: StoredWeights,
-    form: WeightFormat,
+    form: Storage,
     K: int,
     O: int,  # noqa: E741
     keep: tuple[int, int],
@@ -144,10 +150,11 @@ def sparse_rival(
     nodes = []
     for c in range(weights.copies):
         nodes.append(select_node(keep, [f"values{c}", f"token_shift{c}"]))
-        inputs, product, attributes = [f"values{c}", f"weight{c}"], NM_SPARSE_MATMUL, {}
+        inputs, product = [f"values{c}", f"weight{c}"], NM_SPARSE_MATMUL
+        attributes: dict[str, Any] = {}
         if form.block_size is not None:
             inputs += [f"scales{c}", f"zero_points{c}"]
-            product, attributes = _NM_SPARSE_MATMUL_NBITS, {"block_size": form.block_size}
+            product, attributes = NM_SPARSE_MATMUL_NBITS, {"block_size": form.block_size}
         inputs += ["zeros_out", f"token_shift{c}", "zeros_out"]
         nodes.append(helper.make_node(product, inputs, [f"y{c}"], domain=DOMAIN, **attributes))
     constants = [*selection_constants(K), constant("zeros_out", np.zeros(O))]
@@ -198,6 +205,7 @@ def open_graph(graph: Any, path: Path, threads: int, *, functions: tuple[Any, ..
     path.write_bytes(model.SerializeToString())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if library:
         ops.register(options)

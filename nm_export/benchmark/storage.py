@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nm_export.errors import UserError
+from nm_export.onnx.quantize import pack
 
 # as onnx.TensorProto names them; the package onnx is optional
 FLOAT, UINT8, INT8, FLOAT16, BFLOAT16, INT4 = 1, 2, 3, 10, 16, 22
@@ -19,14 +20,14 @@ _FORMATS = ("fp32", "fp16", "bf16", "int8", "int4")
 
 
 @dataclass(frozen=True)
-class WeightFormat:
+class Storage:
     """How a weight is stored: `fp32`, `fp16`, `bf16`, `int8` or `int4`, the last two with a block size."""
 
     name: str
     block_size: int | None = None
 
     @classmethod
-    def parse(cls, text: str) -> "WeightFormat":
+    def parse(cls, text: str) -> "Storage":
         """Read `int4` or `int4:128`.
 
         Raises:
@@ -55,7 +56,8 @@ class WeightFormat:
     def tolerance(self) -> float:
         """Largest difference from the product with the float32 weight, as a share of its largest element.
 
-        Enough for rounding to the format, and for activations that MatMulNBits rounds to 8 bits; too little for any mistake in a layout.
+        Enough for rounding to the format, and for activations that MatMulNBits rounds to 8 bits; too little for a
+        mistake in a layout.
         """
         return {"fp32": 1e-4, "fp16": 1e-2, "bf16": 2e-2, "int8": 5e-2, "int4": 0.25}[self.name]
 
@@ -74,7 +76,7 @@ class StoredTensor:
         return int(self.content.nbytes)
 
 
-def sparse_tensors(weight: np.ndarray, form: WeightFormat) -> dict[str, StoredTensor]:
+def sparse_tensors(weight: np.ndarray, form: Storage) -> dict[str, StoredTensor]:
     """What NMSparseMatMul or NMSparseMatMulNBits reads: `weight`, and `scales` and `zero_points` where it is quantized.
 
     Args:
@@ -84,16 +86,16 @@ def sparse_tensors(weight: np.ndarray, form: WeightFormat) -> dict[str, StoredTe
     if form.block_size is None:
         return {"weight": _floating(weight, form)}
     codes, scales = _quantize(weight, form.bits, form.block_size)
-    zeros = np.zeros(scales.size * form.bits // 8 + scales.size % 2, np.int8)
+    zeros = np.zeros(-(-scales.size * form.bits // 8), np.uint8)
     element = INT8 if form.bits == 8 else INT4
     return {
-        "weight": StoredTensor(element, weight.shape, codes.reshape(-1) if form.bits == 8 else _nibbles(codes)),
+        "weight": StoredTensor(element, weight.shape, codes.reshape(-1) if form.bits == 8 else pack(codes, 4)),
         "scales": StoredTensor(FLOAT, scales.shape, scales),
         "zero_points": StoredTensor(element, scales.shape, zeros),
     }
 
 
-def dense_tensors(weight: np.ndarray, form: WeightFormat) -> dict[str, StoredTensor]:
+def dense_tensors(weight: np.ndarray, form: Storage) -> dict[str, StoredTensor]:
     """What ONNX Runtime's MatMul or MatMulNBits reads: `weight`, and `scales` where it is quantized; as above."""
     if form.block_size is None:
         return {"weight": StoredTensor(FLOAT, weight.shape, weight)}
@@ -103,12 +105,12 @@ def dense_tensors(weight: np.ndarray, form: WeightFormat) -> dict[str, StoredTen
     padded = np.zeros((O, blocks * form.block_size), np.int8)
     padded[:, :K] = codes
     unsigned = (padded.view(np.uint8) + np.uint8(2 ** (form.bits - 1))).astype(np.uint8)
-    content = unsigned if form.bits == 8 else _nibbles(unsigned.view(np.int8)).view(np.uint8)
+    content = unsigned if form.bits == 8 else pack(unsigned, 4)
     shape = (O, blocks, form.block_size * form.bits // 8)
     return {"weight": StoredTensor(UINT8, shape, content), "scales": StoredTensor(FLOAT, scales.shape, scales)}
 
 
-def _floating(weight: np.ndarray, form: WeightFormat) -> StoredTensor:
+def _floating(weight: np.ndarray, form: Storage) -> StoredTensor:
     if form.name == "fp32":
         return StoredTensor(FLOAT, weight.shape, weight)
     if form.name == "fp16":
@@ -127,9 +129,3 @@ def _quantize(weight: np.ndarray, bits: int, block_size: int) -> tuple[np.ndarra
     scales[scales == 0] = 1
     codes = np.rint(padded / scales[:, :, None]).astype(np.int8)
     return codes.reshape(rows, -1)[:, :columns], scales
-
-
-def _nibbles(codes: np.ndarray) -> np.ndarray:
-    """Two codes a byte, the first in the low nibble."""
-    flat = codes.reshape(-1).view(np.uint8)
-    return ((flat[::2] & 15) | (flat[1::2] << 4)).view(np.int8)

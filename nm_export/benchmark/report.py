@@ -1,0 +1,44 @@
+"""What all results of a benchmark can do: plain values, Markdown, and both of them shown or written."""
+
+import shlex
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markdown import Markdown
+from rich.text import Text
+
+
+class Report(ABC):
+    """A dataclass of measurements."""
+
+    kind: str
+    """Name in JSON files."""
+
+    @abstractmethod
+    def to_markdown(self) -> str:
+        """Return the tables."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON: those of the dataclass, and its `kind`."""
+        return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        if console.is_terminal:
+            yield Markdown(self.to_markdown())
+        else:
+            yield Text(self.to_markdown(), no_wrap=True, overflow="ignore")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; all columns but the first are right-aligned."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def this_command() -> str:
+    """The command line of this process, as a user would type it."""
+    return shlex.join(["nm-export", *sys.argv[1:]])
