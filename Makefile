@@ -2,6 +2,7 @@
 # make test   the tests
 # make results  the tables and the picture of docs/results.md; WIKITEXT=FILE, TASK_DATA=DIR and
 #                CALIBRATION=FILE add what is not shipped
+# make bench  docs/benchmarks.md and its picture; what is measured already under build/bench is taken as it is
 # make lint   what CI checks besides: ruff, mypy, C++ warnings as errors
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,7 +12,7 @@ DEMO    = output/smollm2-135m-8of16
 
 SOURCES = pyproject.toml constraints.txt README.md $(shell find nm_export -type f -not -name '*.pyc')
 
-.PHONY: demo test results lint sanitize clean
+.PHONY: demo test results bench lint sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/nm-export recipes/smollm2_8of16.yaml --output-dir $(DEMO) --overwrite
@@ -25,6 +26,33 @@ test: $(VENV)/.dev
 results: $(VENV)/.dev
 	$(BIN)/python -m nm_export.results $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(if $(TASK_DATA),--task-data $(TASK_DATA)) \
 		$(if $(CALIBRATION),--calibration $(CALIBRATION))
+
+# An hour on two cores that have nothing else to do. Interrupted, it goes on with the file that is missing.
+BENCH    = build/bench
+MEASURE  = @mkdir -p $(BENCH) && set -x && $(BIN)/nm-export bench
+SMOLLM2  = output/smollm2-all
+MEASURED = $(BENCH)/mistral.json $(BENCH)/mistral-patterns.json $(BENCH)/smollm2.json $(BENCH)/decoder-fp32.json \
+           $(BENCH)/decoder-int4.json $(BENCH)/model-fp32.json $(BENCH)/model-int4.json
+
+.PRECIOUS: $(SMOLLM2)-fp32 $(SMOLLM2)-int4
+bench: $(MEASURED)
+	$(BIN)/nm-export bench page docs/benchmarks.md $(MEASURED)
+
+$(MEASURED): | $(VENV)/.dev
+$(BENCH)/mistral.json:
+	$(MEASURE) ops --architecture mistral-7b --json $@
+$(BENCH)/mistral-patterns.json:
+	$(MEASURE) ops --architecture mistral-7b --tokens 1 --pattern 2:4 --pattern 16:32 --weights fp32 --json $@
+$(BENCH)/smollm2.json:
+	$(MEASURE) ops --architecture smollm2 --weights fp32 --weights int4 --json $@
+$(BENCH)/decoder-%.json:
+	$(MEASURE) decoder --architecture mistral-7b --precision $* --prompt 64 --prompt 512 --json $@
+$(BENCH)/model-%.json: | $(SMOLLM2)-%
+	$(MEASURE) $(SMOLLM2)-$* --prompt 64 --prompt 512 --prompt 1536 --json $@
+# every linear at 8:16 is fast, and worse than the recipes for users
+$(SMOLLM2)-%: | $(VENV)/.dev
+	$(BIN)/nm-export recipes/paper/magnitude_8of16.yaml --set calibration.dataset=builtin:python-docs \
+	  --set onnx.precision=$* --output-dir $@
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -76,6 +76,10 @@ app.add_typer(bench, name="bench")
 
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More messages, and the traceback of a failure.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that an export wrote.")]
+RepoId = Annotated[str | None, typer.Option(help="Repository to publish to: user/name.")]
+Revision = Annotated[str | None, typer.Option(help="Branch of the repository; made when it does not exist.")]
+Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
+CreatePR = Annotated[bool, typer.Option("--create-pr", help="Leave a pull request instead of changing the branch.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")]
 Prompts = Annotated[
     list[int] | None,
@@ -156,8 +160,10 @@ def export(
     push_to_hub: Annotated[
         bool, typer.Option("--push-to-hub", help="Publish after everything was verified (log in first: hf auth login).")
     ] = False,
-    repo_id: Annotated[str | None, typer.Option(help="Repository to publish to: user/name.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    repo_id: RepoId = None,
+    revision: Revision = None,
+    private: Private = False,
+    create_pr: CreatePR = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would happen; load no weights, write nothing.")
     ] = False,
@@ -166,7 +172,9 @@ def export(
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Change a value of the recipe; may be repeated."),
     ] = None,
     skip_onnx: Annotated[bool, typer.Option("--skip-onnx", help="Write the PyTorch form only.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier output folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier output folder, and a repository's other contents.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Calibrate, write, export and verify the model of RECIPE.
@@ -187,7 +195,9 @@ def export(
             "output_dir": output_dir,
             "push_to_hub": push_to_hub,
             "repo_id": repo_id,
+            "revision": revision,
             "private": private or loaded.publish.private,
+            "create_pr": create_pr,
             "skip_onnx": skip_onnx,
             "overwrite": overwrite,
         }
@@ -199,6 +209,41 @@ def export(
             from nm_export import pipeline
 
             _print(pipeline.run(loaded, **options, verbose=verbose))
+
+
+@app.command()
+def publish(
+    folder: Folder,
+    repo_id: RepoId = None,
+    revision: Revision = None,
+    private: Private = False,
+    create_pr: CreatePR = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what nm-export did not write in the repository.")
+    ] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Publish an exported and verified folder, or continue to (docs/publishing.md).
+
+    [bold]Examples[/bold]
+
+      nm-export publish output/smollm2-135m-8of16 --repo-id me/SmolLM2-8of16 --private
+
+      nm-export publish output/smollm2-135m-8of16 --repo-id me/SmolLM2-8of16 --revision experiment --create-pr
+    """
+    with _explained(verbose):
+        from nm_export import pipeline
+
+        _print(
+            pipeline.publish_folder(
+                folder,
+                repo_id=repo_id,
+                revision=revision,
+                private=private,
+                create_pr=create_pr,
+                overwrite=overwrite,
+            )
+        )
 
 
 @app.command()
@@ -320,6 +365,9 @@ def bench_operators(
     memory: Annotated[
         int | None, typer.Option(min=1, help="MB of weights to cycle through; twice the last-level cache by default.")
     ] = None,
+    shared_selection: Annotated[
+        bool, typer.Option("--shared-selection", help="Select once for all products, to time these alone.")
+    ] = False,
     json_file: JsonFile = None,
     picture: Annotated[Path | None, typer.Option(help="Draw the roofline here (SVG).")] = None,
     verbose: Verbose = False,
@@ -341,6 +389,7 @@ def bench_operators(
             repeats=repeats,
             clock=Clock(clock.value),
             memory=None if memory is None else memory * 1_000_000,
+            shared_selection=shared_selection,
             command=this_command(),
         )
         if picture is not None:

@@ -66,7 +66,8 @@ def benchmark_decoder(
         dense = build_dense_twin(model, sparse, Path(scratch) / "dense")
         del model
         rows = compare_folders(dense, sparse, vocabulary, prompts=prompts, new_tokens=new_tokens, repeats=repeats)
-    title = f"{architecture}, {layers} layers, vocabulary {vocabulary}, every linear {pattern}"
+    depth = f"{layers} layer{'' if layers == 1 else 's'}"
+    title = f"{architecture}, {depth}, vocabulary {vocabulary}, every linear {pattern}"
     named = precision if precision == "fp32" else f"{precision}, block {block_size}"
     return ModelBenchmark(title, named, rows, repeats, new_tokens, describe_machine(), command)
 

@@ -31,6 +31,7 @@ class OperatorBenchmark(Report):
         machine: where.
         clock: what was measured, "wall" or "cpu".
         memory: bytes of weights that were cycled through.
+        shared_selection: whether a selection served all products of a run.
         command: that measures it again.
     """
 
@@ -41,6 +42,7 @@ class OperatorBenchmark(Report):
     machine: Machine
     clock: str
     memory: int
+    shared_selection: bool
     command: str
 
     kind = "operators"
@@ -57,6 +59,7 @@ class OperatorBenchmark(Report):
             machine=Machine(**values["machine"]),
             clock=values["clock"],
             memory=values["memory"],
+            shared_selection=values["shared_selection"],
             command=values["command"],
         )
 
@@ -92,8 +95,9 @@ class OperatorBenchmark(Report):
 
     def _notes(self) -> list[str]:
         time = "elapsed time" if self.clock == Clock.wall else "processor time"
+        sparse = "the sparse product" if self.shared_selection else "NMTopK and the sparse product"
         return [
-            "Ratio: time of ONNX Runtime's dense product over that of NMTopK and the sparse product, median over "
+            f"Ratio: time of ONNX Runtime's dense product over that of {sparse}, median over "
             "rounds in which both ran once, with quartiles. MB: what the sparse product must read and write; of the "
             "weight, rows that some token keeps. Shares of bandwidth and peak: what must be moved and multiplied in "
             f"that time, for the sparse and then the dense product; {time}; weights cycle through "
@@ -136,6 +140,7 @@ def benchmark_operators(
     repeats: int = 15,
     clock: Clock = Clock.wall,
     memory: int | None = None,
+    shared_selection: bool = False,
     command: str = "",
 ) -> OperatorBenchmark:
     """Time every distinct linear shape of an architecture against ONNX Runtime's products of equal weights.
@@ -149,6 +154,7 @@ def benchmark_operators(
         repeats: rounds, of which medians count.
         clock: what to measure.
         memory: bytes of weights to cycle through; None is twice the last-level cache.
+        shared_selection: see `ProductSettings`.
         command: that called this, for the record.
 
     Raises:
@@ -159,7 +165,7 @@ def benchmark_operators(
     formats = [Storage.parse(text) for text in weights]
     threads = threads or available_cores()
     memory = memory or 2 * last_level_cache()
-    settings = ProductSettings(shapes, tokens, patterns, formats, threads, repeats, clock, memory)
+    settings = ProductSettings(shapes, tokens, patterns, formats, threads, repeats, clock, memory, shared_selection)
     products = tuple(track(benchmark_products(settings), architecture, settings.count))
     selection_repeats = max(repeats, 3)
     return OperatorBenchmark(
@@ -170,6 +176,7 @@ def benchmark_operators(
         measure_machine(threads, clock, memory),
         str(clock),
         memory,
+        shared_selection,
         command,
     )
 

@@ -1,7 +1,8 @@
 """A pruned product against ONNX Runtime's dense one, shape by shape.
 
 One graph for each rival computes products with as many weights as exceed twice the last-level cache, so that every
-weight comes from memory. The sparse graph selects before every product, though linears of a model share selections.
+weight comes from memory. The sparse graph selects before every product, though linears of a model share selections;
+or once for all, to see the product alone.
 """
 
 import statistics
@@ -35,7 +36,7 @@ class Product:
         weights: format of the sparse product's weights; the dense ones are float32, or quantized alike.
         ratio: dense over sparse time.
         dense_seconds: median of one dense product.
-        sparse_seconds: median of one selection and sparse product.
+        sparse_seconds: median of one sparse product with its selection.
         dense_bytes: what the dense product must read and write.
         sparse_bytes: the same of the sparse one: of the weight, the rows that some token keeps.
         dense_flops: float operations of the dense product.
@@ -72,6 +73,8 @@ class ProductSettings:
         repeats: rounds; the medians count. Long ones stop after 20 seconds, but not before the third.
         clock: what to measure.
         memory: bytes of weights to cycle through; None is twice the last-level cache.
+        shared_selection: whether the sparse graph selects once a run, so that a selection's time all but vanishes,
+            rather than before every product.
     """
 
     shapes: Sequence[Shape]
@@ -82,6 +85,7 @@ class ProductSettings:
     repeats: int
     clock: Clock = Clock.wall
     memory: int | None = None
+    shared_selection: bool = False
 
     @property
     def count(self) -> int:
@@ -117,7 +121,9 @@ def _products(
     dense = dense_rival(dense_weights, form, shape.K, shape.O, settings.threads)
     for pattern in settings.patterns:
         keep = kept_channels(pattern, shape.K)
-        sparse = sparse_rival(sparse_weights, form, shape.K, shape.O, keep, settings.threads)
+        sparse = sparse_rival(
+            sparse_weights, form, shape.K, shape.O, keep, settings.threads, shared=settings.shared_selection
+        )
         for tokens in settings.tokens:
             x = np.random.default_rng(tokens).standard_normal((tokens, shape.K), np.float32)
             pruned = prune(x, *keep)

@@ -143,19 +143,23 @@ def sparse_rival(
     O: int,  # noqa: E741
     keep: tuple[int, int],
     threads: int,
+    *,
+    shared: bool = False,
 ) -> Rival:
-    """NMTopK, `keep` = (n, m), then NMSparseMatMul or NMSparseMatMulNBits, for every copy."""
+    """NMTopK of `keep` = (n, m), then NMSparseMatMul or NMSparseMatMulNBits, for every copy; `shared`: NMTopK once."""
     from onnx import helper
 
     nodes = []
     for c in range(weights.copies):
-        nodes.append(select_node(keep, [f"values{c}", f"token_shift{c}"]))
-        inputs, product = [f"values{c}", f"weight{c}"], NM_SPARSE_MATMUL
+        selection = 0 if shared else c
+        if selection == c:
+            nodes.append(select_node(keep, [f"values{c}", f"token_shift{c}"]))
+        inputs, product = [f"values{selection}", f"weight{c}"], NM_SPARSE_MATMUL
         attributes: dict[str, Any] = {}
         if form.block_size is not None:
             inputs += [f"scales{c}", f"zero_points{c}"]
             product, attributes = NM_SPARSE_MATMUL_NBITS, {"block_size": form.block_size}
-        inputs += ["zeros_out", f"token_shift{c}", "zeros_out"]
+        inputs += ["zeros_out", f"token_shift{selection}", "zeros_out"]
         nodes.append(helper.make_node(product, inputs, [f"y{c}"], domain=DOMAIN, **attributes))
     constants = [*selection_constants(K), constant("zeros_out", np.zeros(O))]
     return Rival(weights, nodes, O, constants, threads)

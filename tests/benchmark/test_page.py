@@ -50,6 +50,7 @@ def operators(*products: Product) -> OperatorBenchmark:
         MACHINE,
         "wall",
         10**9,
+        False,
         "nm-export bench ops --architecture mistral-7b",
     )
 
