@@ -105,6 +105,11 @@ class Summary:
                     f"(rounding floor: {report.floor.kl:.4f}, {report.floor.top1_agreement:.1%})"
                 )
             yield f"Verified {backend}", line
+        if report.against_dense:
+            parts = (
+                f"{result.perplexity:.3f} {name.replace('_', ' ')}" for name, result in report.against_dense.items()
+            )
+            yield "Quantized", f"perplexity on the text of verification: {', '.join(parts)}"
 
 
 def _size(number: float) -> str:

@@ -53,10 +53,14 @@ class Product:
 
 @dataclass(frozen=True)
 class BaseGraph:
-    """A dense graph on disk, `path`, and the products that compute each linear of the model, by module name."""
+    """A dense graph on disk, `path`, and the products that compute each linear of the model, by module name.
+
+    `tied` names the output layer and the embedding where their weights are one.
+    """
 
     path: Path
     products: dict[str, tuple[Product, ...]]
+    tied: tuple[str, str] | None = None
 
 
 def supported_architectures() -> tuple[str, ...]:
@@ -128,7 +132,10 @@ def build_base_graph(
         builder.make_genai_config(config, {}, str(directory))
         tokenizer.model_max_length = builder.context_length  # "no limit" is 1e30, which genai's reader refuses
         save_tokenizer(tokenizer, directory)
-    return BaseGraph(directory / "model.onnx", dict(builder.products))
+    tied = _names(model, model.get_output_embeddings(), model.get_input_embeddings())
+    return BaseGraph(
+        directory / "model.onnx", dict(builder.products), (tied[0], tied[1]) if config.tie_word_embeddings else None
+    )
 
 
 def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: float | None = None) -> float:
@@ -310,6 +317,11 @@ def _shallow_copy(module: nn.Module, seen: dict[int, nn.Module] | None = None) -
         twin._buffers = dict(module._buffers)
         twin._modules = {name: child and _shallow_copy(child, seen) for name, child in module._modules.items()}
     return seen[id(module)]
+
+
+def _names(model: nn.Module, *modules: nn.Module) -> list[str]:
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(module)] for module in modules]
 
 
 def _wide(parameter: nn.Parameter) -> nn.Parameter:

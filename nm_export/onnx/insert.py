@@ -27,6 +27,7 @@ from nm_export.onnx.rewrite.matmul_nbits import matmul_nbits
 from nm_export.onnx.rewrite.quantized_product import quantized_product
 from nm_export.onnx.rewrite.residual import add_dropped, add_residual, project_dropped
 from nm_export.onnx.rewrite.select_input import select_input
+from nm_export.onnx.rewrite.shared_embedding import EMBEDDING, shared_embedding
 from nm_export.onnx.rewrite.sparse_product import sparse_product
 from nm_export.onnx.session import data_path
 from nm_export.onnx.sparse_matmul_function import NM_SPARSE_MATMUL, nm_sparse_matmul_function
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 MODULES_KEY = "nm_export.modules"
 """Metadata of an `NMTopK` node: JSON, module name -> names of the values that hold its output, in the order of rows."""
 ROWS_KEY = "nm_export.rows"
-"""Metadata of a product with a quantized weight: JSON, the module's name, its first row there, and the one behind."""
+"""Metadata of a node with a quantized weight: JSON, the module's name, its first row there, and the one behind."""
 FORMAT_KEY = "nm_export.weights"
 """Metadata of a quantized graph: JSON, the fields of its `WeightFormat`."""
 
@@ -82,7 +83,7 @@ def insert_operators(
             _prune(editor, graph.products, pruned, fused, format, errors)
             pruned_modules.update(linear.name for linear in pruned.linears)
         if format is not None:
-            _quantize_others(editor, graph.products, pruned_modules, format, errors)
+            _quantize_others(editor, graph, pruned_modules, format, errors)
             editor.close_gaps()
             metadata = {**metadata, FORMAT_KEY: json.dumps(asdict(format))}
     _declare_operators(model)
@@ -92,19 +93,20 @@ def insert_operators(
 
 
 def _quantize_others(
-    editor: GraphEditor,
-    products: Mapping[str, tuple[Product, ...]],
-    pruned: set[str],
-    format: WeightFormat,
-    errors: WeightErrors,
+    editor: GraphEditor, graph: BaseGraph, pruned: set[str], format: WeightFormat, errors: WeightErrors
 ) -> None:
-    others = {name: parts for name, parts in products.items() if name not in pruned}
+    others = {name: parts for name, parts in graph.products.items() if name not in pruned}
     for name, parts in track(others.items(), "Quantizing weights", total=len(others)):
         for product in parts:
             matmul = editor.nodes[product.node]
             weight = editor.map_constant(matmul.input[1])
-            errors.add(name, weight, matmul_nbits(editor, matmul, format).dequantize())
+            quantized = matmul_nbits(editor, matmul, format)
+            errors.add(name, weight, quantized.dequantize())
             _note_rows(matmul, name, product)
+            # at 8 bits, and with zero points, the builder keeps a float32 embedding
+            if graph.tied and name == graph.tied[0] and format.bits == 4 and format.symmetric:
+                lookup = shared_embedding(editor, editor.nodes[EMBEDDING], matmul, quantized)
+                _note_rows(lookup, graph.tied[1], product)
 
 
 def _note_rows(node: "NodeProto", module: str, product: Product) -> None:

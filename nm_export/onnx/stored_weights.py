@@ -11,6 +11,7 @@ import numpy as np
 from nm_export.onnx.insert import FORMAT_KEY, ROWS_KEY
 from nm_export.onnx.matmul_nbits import MATMUL_NBITS, MatMulNBitsWeight
 from nm_export.onnx.quantize import BlockQuantized, WeightFormat, unpack
+from nm_export.onnx.rewrite.shared_embedding import GATHER
 from nm_export.onnx.session import data_path
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """The weight of one product: rows `start:stop` of a module's, all of them unless the module is packed.
+    """The weight of one product, or of the embedding: rows `start:stop` of a module's, all unless it is packed.
 
     Attributes:
         module: its name.
@@ -57,6 +58,8 @@ def stored_weights(path: str | Path) -> Iterator[StoredWeight]:
     for node in graph.node:
         rows = next((json.loads(entry.value) for entry in node.metadata_props if entry.key == ROWS_KEY), None)
         if rows is not None and format is not None:
+            if node.op_type == GATHER:  # shares the weight of the output layer
+                node = next(other for other in graph.node if node.input[2] in other.input and other is not node)
             pruned = node.op_type != MATMUL_NBITS
             read = _block_quantized if pruned else _matmul_nbits
             stored = [(constants[name], data_path(path)) for name in node.input[1:] if name in constants]

@@ -49,7 +49,7 @@ model = NMSparseORTModelForCausalLM.from_pretrained("{repository}")
 
 The folder `onnx` opens in `onnxruntime_genai` too. Without the compiled operators of `nm_export` the graph runs through
 standard operators: the same numbers, slowly.
-"""
+{quantization}"""
 
 
 def model_card(
@@ -88,7 +88,7 @@ def model_card(
         sparse=f"{quality['sparse']:.3f}" if quality else "",
         ratio=f"{quality['ratio']:.3f}" if quality else "",
         repository=repository,
-        onnx=_ONNX.format(repository=repository) if numbers["onnx"] else "",
+        onnx=_ONNX.format(repository=repository, quantization=_quantization(numbers)) if numbers["onnx"] else "",
         schemes="\n".join(_row(scheme) for scheme in sparsity["schemes"]),
         weights=_weights(sparsity["rewritten"]),
         learning=_learning(numbers.get("learning")),
@@ -111,6 +111,24 @@ def _weights(rewritten: list[str]) -> str:
     if not rewritten:
         return "Weights are the base model's own;"
     return f"{len(rewritten)} of its weights differ from the base model's (`config.json` lists them under `rewritten`);"
+
+
+def _quantization(numbers: dict[str, Any]) -> str:
+    report = numbers.get("quantization")
+    if report is None:
+        return ""
+    text = f"\nWeights of its linear layers are {report['precision']}, {report['block_size']} to a scale"
+    mean = report["pruned_modules_mean"]
+    if mean is not None:
+        text += (
+            f"; in pruned layers they are {mean['error']:.2%} from the float ones on average (relative Frobenius norm; "
+            f"MatMulNBits of the same bits: {mean['matmul_nbits']:.2%})"
+        )
+    measured = (numbers.get("verification") or {}).get("against_dense")
+    if measured:
+        parts = (f"{result['perplexity']:.3f} {name.replace('_', ' ')}" for name, result in measured.items())
+        text += f". Perplexity on the text of verification: {', '.join(parts)}"
+    return f"{text}.\n"
 
 
 def _learning(report: dict[str, Any] | None) -> str:

@@ -60,9 +60,36 @@ def verify(
     if not report.reloaded_logits_equal:
         raise NMExportError(f"Verification failed: {folder}, reloaded, gives other logits than the calibrated model.")
     if onnx:
+        _verify_graph(report, folder, model, sequences, inputs, expected, output_tolerance, divergence_factor)
+    return report
+
+
+def _verify_graph(
+    report: VerificationReport,
+    folder: Path,
+    model: Any,
+    sequences: Tensor,
+    inputs: dict[str, Tensor],
+    expected: dict[str, ModuleRecord],
+    output_tolerance: float,
+    divergence_factor: float,
+) -> None:
+    from nm_export.onnx.stored_weights import stored_format
+    from nm_export.verification.quantized import against_dense, rounded_inputs, stored_weights_in
+
+    path = folder / "onnx" / "model.onnx"
+    if stored_format(path) is None:
+        report.floor = rounding_floor(model, sequences)
         _verify_onnx(report, folder, model, sequences, inputs, expected, output_tolerance)
         _judge(report, divergence_factor)
-    return report
+        return
+    with stored_weights_in(model, path):
+        with plain_torch():
+            expected = record_modules(model, inputs)
+        report.floor = rounding_floor(model, sequences, {"8-bit inputs": rounded_inputs(model, path)})
+        _verify_onnx(report, folder, model, sequences, inputs, expected, output_tolerance)
+    _judge(report, divergence_factor)
+    report.against_dense = against_dense(folder, model, sequences)
 
 
 def _verify_onnx(
@@ -80,7 +107,6 @@ def _verify_onnx(
     path = folder / "onnx" / "model.onnx"
     reference, prompt = torch_logits(model), sequences[:1, :MODULE_TOKENS]
     expected_tokens = _greedy(model, prompt)
-    report.floor = rounding_floor(model, sequences)
     for backend, library in _LIBRARY.items():
         both = [
             run_probe(path, library=library, inputs={name: x[:, start:].float().numpy() for name, x in inputs.items()})

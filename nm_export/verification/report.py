@@ -29,7 +29,10 @@ class VerificationReport:
         modules: per-module checks.
         reloaded_logits_equal: whether the reloaded model's logits are bit-equal to the calibrated model's.
         floor: the calibrated model against itself, rounded differently; see `rounding_floor`.
-        end_to_end: each ONNX Runtime backend against the calibrated model.
+        end_to_end: each ONNX Runtime backend against the calibrated model. One with quantized weights is
+            compared with that model holding these weights, and so is the floor.
+        against_dense: of a quantized graph, the dense float model against the dense graph of that format, the sparse
+            float model and the sparse graph; reported, not judged.
         greedy_agreement: length of the common prefix of greedily generated tokens, of how many; reported, not judged.
     """
 
@@ -37,6 +40,7 @@ class VerificationReport:
     reloaded_logits_equal: bool = False
     floor: Divergence | None = None
     end_to_end: dict[str, Divergence] = field(default_factory=dict)
+    against_dense: dict[str, Divergence] = field(default_factory=dict)
     greedy_agreement: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
