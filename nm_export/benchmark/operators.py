@@ -13,7 +13,7 @@ from nm_export.benchmark.selection import Selection, benchmark_selection
 from nm_export.benchmark.shapes import architecture as known_architecture
 from nm_export.benchmark.storage import Storage
 from nm_export.benchmark.timing import Clock, Ratio
-from nm_export.progress import track
+from nm_export.progress import steps
 
 DEFAULT_TOKENS = (1, 4, 16, 128, 512)
 DEFAULT_FORMATS = ("fp32", "fp16", "bf16", "int8", "int4", "int4:128")
@@ -166,13 +166,16 @@ def benchmark_operators(
     threads = threads or available_cores()
     memory = memory or 2 * last_level_cache()
     settings = ProductSettings(shapes, tokens, patterns, formats, threads, repeats, clock, memory, shared_selection)
-    products = tuple(track(benchmark_products(settings), architecture, settings.count))
-    selection_repeats = max(repeats, 3)
+    products = []
+    with steps(architecture, settings.count) as advance:
+        for product in benchmark_products(settings):
+            products.append(product)
+            advance(f"{product.K} x {product.O}, {product.weights}, {product.tokens} tokens: {product.ratio.value:.2f}")
     return OperatorBenchmark(
         architecture,
         tuple(_by_format(products, [str(form) for form in formats])),
-        benchmark_selection(threads=threads, repeats=selection_repeats, clock=clock),
-        benchmark_overhead(repeats=selection_repeats, clock=clock),
+        benchmark_selection(threads=threads, repeats=repeats, clock=clock),
+        benchmark_overhead(repeats=repeats, clock=clock),
         measure_machine(threads, clock, memory),
         str(clock),
         memory,
