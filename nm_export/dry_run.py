@@ -60,7 +60,9 @@ def dry_run(
     output_dir: str | Path | None = None,
     push_to_hub: bool = False,
     repo_id: str | None = None,
+    revision: str | None = None,
     private: bool = False,
+    create_pr: bool = False,
     skip_onnx: bool = False,
     overwrite: bool = False,
 ) -> DryRun:
@@ -80,7 +82,9 @@ def dry_run(
         unchecked.append(f"which modules the recipe matches, and whether M divides their inputs: {error}")
     if push_to_hub:
         unchecked.append("whether you are logged in to the Hub and may write there: a dry run does not ask")
-    steps = tuple(_steps(recipe, target, plan, dtype, parameters, push_to_hub, repo_id, private, skip_onnx))
+    steps = tuple(
+        _steps(recipe, target, plan, dtype, parameters, push_to_hub, repo_id, revision, private, create_pr, skip_onnx)
+    )
     return DryRun(recipe, target, plan, dtype, parameters, steps, tuple(unchecked))
 
 
@@ -103,7 +107,9 @@ def _steps(
     parameters: int,
     push_to_hub: bool,
     repo_id: str | None,
+    revision: str | None,
     private: bool,
+    create_pr: bool,
     skip_onnx: bool,
 ) -> Iterator[str]:
     text, held_out = recipe.calibration, recipe.held_out
@@ -138,7 +144,11 @@ def _steps(
         )
     if push_to_hub:
         name = repo_id or recipe.publish.repo_id or recipe.name
-        yield f"publish the folder as {name} ({'private' if private else 'public'}) on the Hugging Face Hub"
+        branch = revision or recipe.publish.revision
+        how = "as a pull request " if create_pr or recipe.publish.create_pr else ""
+        where = "" if branch == "main" else f", branch {branch}"
+        visibility = "private" if private else "public"
+        yield f"publish the folder {how}as {name} ({visibility}) on the Hugging Face Hub{where}"
 
 
 def _table(plan: Plan) -> Table:

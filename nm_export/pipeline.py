@@ -16,11 +16,12 @@ from nm_export.errors import UserError
 from nm_export.evaluation import perplexity, torch_logits
 from nm_export.preparation import Prepared, prepare
 from nm_export.publishing.card import model_card
+from nm_export.publishing.contents import check_verified
 from nm_export.publishing.folder import check_target, replacing
-from nm_export.publishing.hub import push, resolve_repo_id
+from nm_export.publishing.hub import Publication, find_destination, push
 from nm_export.publishing.save import write_model
 from nm_export.quiet import quiet_transformers
-from nm_export.recipe import Recipe
+from nm_export.recipe import Recipe, load_recipe
 from nm_export.stages import Stages, peak_memory_bytes
 from nm_export.summary import Summary
 from nm_export.verification import VerificationReport, verify
@@ -47,7 +48,9 @@ def run(
     output_dir: str | Path | None = None,
     push_to_hub: bool = False,
     repo_id: str | None = None,
+    revision: str | None = None,
     private: bool = False,
+    create_pr: bool = False,
     skip_onnx: bool = False,
     overwrite: bool = False,
     verbose: bool = False,
@@ -62,9 +65,11 @@ def run(
         output_dir: folder to write instead of the recipe's.
         push_to_hub: whether to publish the verified folder.
         repo_id: repository to publish to instead of the recipe's.
+        revision: branch of it instead of the recipe's.
         private: whether a new repository is private.
+        create_pr: whether to leave a pull request there.
         skip_onnx: whether to leave out the ONNX export.
-        overwrite: whether an earlier export may be replaced.
+        overwrite: whether an earlier export may be replaced, and a repository that holds something else.
         verbose: whether libraries may log.
 
     Raises:
@@ -73,10 +78,19 @@ def run(
     """
     target = recipe.folder(output_dir).resolve()
     check_target(target, overwrite=overwrite)
+    destination = None
     if push_to_hub:
         if not recipe.verify.enabled:
             raise UserError("--push-to-hub needs verify.enabled: nothing is published unverified.")
-        repo_id = resolve_repo_id(repo_id or recipe.publish.repo_id, recipe.name)
+        destination = find_destination(
+            repo_id or recipe.publish.repo_id,
+            recipe.name,
+            revision=revision or recipe.publish.revision,
+            private=private,
+            create_pr=create_pr or recipe.publish.create_pr,
+            overwrite=overwrite or recipe.publish.overwrite,
+            commit_message=recipe.publish.commit_message,
+        )
     with_onnx = recipe.onnx.enabled and not skip_onnx
     processes = launched_processes()
     stages = Stages(announce=processes.rank == 0)
@@ -111,7 +125,7 @@ def run(
         _write_json(folder / "measurements.json", numbers)
         card = model_card(
             name=target.name,
-            repository=repo_id or target.name,
+            repository=destination.repo_id if destination else target.name,
             provenance=record,
             sparsity=model.config.sparsity,
             numbers=numbers,
@@ -119,12 +133,49 @@ def run(
         (folder / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(checkpoint_dir, ignore_errors=True)
     summary = Summary(target, plan, quality, report, stages.seconds, peak_memory_bytes())
-    if push_to_hub:
-        assert repo_id is not None
-        with stages.stage("publish", f"Publishing to {repo_id}"):
-            url = push(target, repo_id, private=private, commit_message=recipe.publish.commit_message)
-        summary = replace(summary, published=url)
+    if destination:
+        with stages.stage("publish", f"Publishing to {destination.repo_id}"):
+            summary = replace(summary, published=push(target, destination))
     return summary
+
+
+def publish_folder(
+    folder: str | Path,
+    *,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    private: bool = False,
+    create_pr: bool = False,
+    overwrite: bool = False,
+) -> Publication:
+    """Publish a folder that `run` wrote and verified, or continue publishing it; nothing is computed again.
+
+    Args:
+        folder: the folder.
+        repo_id: repository to publish to instead of the one in the folder's recipe.
+        revision: branch of it instead of the recipe's.
+        private: whether a new repository is private.
+        create_pr: whether to leave a pull request there.
+        overwrite: whether a repository that holds something else may be replaced.
+
+    Raises:
+        UserError: the folder was not verified, or the Hub does not let this account publish there.
+        NMExportError: the upload failed; it can be continued.
+    """
+    folder = Path(folder).resolve()
+    check_verified(folder)
+    recipe = load_recipe(folder / "recipe.yaml")
+    settings = recipe.publish
+    destination = find_destination(
+        repo_id or settings.repo_id,
+        recipe.name,
+        revision=revision or settings.revision,
+        private=private or settings.private,
+        create_pr=create_pr or settings.create_pr,
+        overwrite=overwrite or settings.overwrite,
+        commit_message=settings.commit_message,
+    )
+    return push(folder, destination)
 
 
 def verify_folder(folder: str | Path) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nm_export.plan import Plan
+from nm_export.publishing.hub import Publication
 from nm_export.verification import VerificationReport
 
 
@@ -24,7 +25,7 @@ class Summary:
         verification: what was checked, or None.
         seconds: duration of each stage.
         peak_memory: bytes.
-        published: address of the commit on the Hub, or None.
+        published: what the Hub holds, or None.
     """
 
     folder: Path
@@ -33,7 +34,7 @@ class Summary:
     verification: VerificationReport | None
     seconds: dict[str, float]
     peak_memory: int
-    published: str | None = None
+    published: Publication | None = None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         facts = Table.grid(padding=(0, 2))
@@ -45,26 +46,22 @@ class Summary:
 
     def snippets(self) -> str:
         """Python code that loads what was written, one way after the other."""
-        where = self.published_id or self.folder
+        where, branch = str(self.folder), ""
+        if self.published:
+            where = self.published.repo_id
+            branch = "" if self.published.revision == "main" else f', revision="{self.published.revision}"'
         text = (
             "from transformers import AutoModelForCausalLM\n"
-            f'model = AutoModelForCausalLM.from_pretrained("{where}", trust_remote_code=True)\n'
+            f'model = AutoModelForCausalLM.from_pretrained("{where}"{branch}, trust_remote_code=True)\n'
         )
         if (self.folder / "onnx").is_dir():
             text += (
                 "\nfrom nm_export.onnx import NMSparseORTModelForCausalLM\n"
-                f'model = NMSparseORTModelForCausalLM.from_pretrained("{where}")\n'
+                f'model = NMSparseORTModelForCausalLM.from_pretrained("{where}"{branch})\n'
                 "\nfrom nm_export.onnx import genai_model  # onnxruntime-genai\n"
                 f'model = genai_model("{self.folder}/onnx")\n'
             )
         return text
-
-    @property
-    def published_id(self) -> str | None:
-        """`user/name` on the Hub, or None."""
-        if self.published is None:
-            return None
-        return "/".join(self.published.split("/commit/")[0].rsplit("/", 2)[-2:])
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         files = [path for path in self.folder.rglob("*") if path.is_file()]
@@ -72,7 +69,7 @@ class Summary:
         total = sum(path.stat().st_size for path in files)
         yield "Written", f"{self.folder} ({_size(total)}" + (f", {_size(onnx)} of it ONNX)" if onnx else ")")
         if self.published:
-            yield "Published", self.published
+            yield "Published", str(self.published)
         plan = self.plan
         yield (
             "Sparsity",

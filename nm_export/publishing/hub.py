@@ -1,61 +1,167 @@
-"""Upload a verified folder to the Hugging Face Hub."""
+"""Publish a verified folder on the Hugging Face Hub: check the way first, upload, read back."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.text import Text
 
-from nm_export.errors import NMExportError, UserError
+from nm_export.errors import UserError
+from nm_export.publishing.contents import check_verified, hash_contents, read_contents
+from nm_export.publishing.hub_requests import PAUSES, bounded_waits, explained, reason, repeated
+from nm_export.publishing.received import check_received
+from nm_export.publishing.repository import Destination, check_destination, open_repository
+from nm_export.publishing.upload import upload
 
 
-def resolve_repo_id(repo_id: str | None, default_name: str) -> str:
-    """Return the full id `user/name` to publish to, asking the Hub who is logged in.
+@dataclass(frozen=True)
+class Publication:
+    """What the Hub holds now.
 
-    Called before any work is done, so that a missing token is not found out after an hour.
+    Attributes:
+        repo_id: `user/name`.
+        revision: branch, or the branch of the open pull request.
+        url: address of the commit, or of the open pull request.
+        sent: number of files that were new or different.
+        present: number of files that were there already.
+        deleted: files of the earlier publication that this one does not have.
+    """
+
+    repo_id: str
+    revision: str
+    url: str
+    sent: int
+    present: int
+    deleted: tuple[str, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield Text(f"{self}", no_wrap=True, overflow="ignore")  # an address is not broken
+
+    def __str__(self) -> str:
+        if not self.sent and not self.deleted:
+            return f"{self.url}: all {self.present} files were there already; read back, equal"
+        parts = [f"{self.sent} files sent"]
+        if self.present:
+            parts.append(f"{self.present} were there already")
+        if self.deleted:
+            parts.append(f"{len(self.deleted)} of the earlier publication deleted ({', '.join(self.deleted[:3])})")
+        return f"{self.url}: {', '.join(parts)}; read back, equal"
+
+
+def find_destination(
+    repo_id: str | None,
+    default_name: str,
+    *,
+    revision: str = "main",
+    private: bool = False,
+    create_pr: bool = False,
+    overwrite: bool = False,
+    commit_message: str = Destination.commit_message,
+) -> Destination:
+    """Return where to publish, after asking the Hub who is logged in and what is there.
+
+    Called before any work is done, so that a missing token or a repository that holds something else is not found out
+    after an hour.
 
     Args:
         repo_id: `user/name`, `name` or None.
         default_name: name to use when there is none.
+        revision: see `Destination`, as the others.
+        private: see `Destination`.
+        create_pr: see `Destination`.
+        overwrite: see `Destination`.
+        commit_message: see `Destination`.
 
     Raises:
-        UserError: nobody is logged in, the token is refused, or the Hub is out of reach.
+        UserError: nobody is logged in, the token is refused or can only read, the Hub is out of reach, or the
+            repository may not be written to.
+        NMExportError: the Hub failed.
     """
-    try:
-        user = HfApi().whoami()["name"]
-    except LocalTokenNotFoundError as error:
-        raise UserError("--push-to-hub needs a Hugging Face token: run `hf auth login` or set HF_TOKEN.") from error
-    except HfHubHTTPError as error:
-        raise UserError(f"The Hugging Face Hub refuses the token ({_reason(error)}); run `hf auth login`.") from error
-    except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
-        raise UserError(
-            f"--push-to-hub cannot reach the Hugging Face Hub ({_reason(error)}); check the network."
-        ) from error
     name = repo_id or default_name
-    return name if "/" in name else f"{user}/{name}"
+    with bounded_waits(), explained(name, "run the command again"):
+        api = HfApi()
+        user = _whoami(api)
+        destination = Destination(
+            name if "/" in name else f"{user}/{name}",
+            user,
+            revision=revision,
+            private=private,
+            create_pr=create_pr,
+            overwrite=overwrite,
+            commit_message=commit_message,
+        )
+        check_destination(api, destination)
+    return destination
 
 
-def push(folder: Path, repo_id: str, *, private: bool, commit_message: str) -> str:
-    """Upload `folder` as one commit and return the commit's address.
+def push(folder: Path, destination: Destination) -> Publication:
+    """Upload a verified folder, so that the branch moves once, and read back what the Hub holds.
+
+    Files that the Hub has by their hash are not sent. Files of an earlier publication that `folder` does not have are
+    deleted in the same commit. Calling it again after a failure continues.
 
     Args:
-        folder: a verified model folder.
-        repo_id: `user/name`; created when it does not exist.
-        private: whether a new repository is private.
-        commit_message: message of the commit.
+        folder: a folder that an export wrote and verified.
+        destination: where to.
 
     Raises:
-        NMExportError: the Hub refused or the connection broke; the local folder is untouched.
+        UserError: the folder was not verified, or the Hub does not let this account write there.
+        NMExportError: the Hub refused, the connection broke, or the Hub holds other bytes than were sent. The local
+            folder is untouched.
     """
-    api = HfApi()
+    check_verified(folder)
+    repo_id = destination.repo_id
+    contents = read_contents(folder, repo_id)
+    hash_contents(contents)
+    with bounded_waits(), explained(repo_id, f"continue with `{command(folder, destination)}`"):
+        api = HfApi()
+        open_repository(api, destination)
+        done = upload(api, contents, destination)
+        revision = destination.revision if done.pull_request is None else f"refs/pr/{done.pull_request}"
+        check_received(api, contents, repo_id, revision)
+    place = f"discussions/{done.pull_request}" if done.pull_request else f"commit/{done.commit}"
+    sent = len(done.changes.sent)
+    return Publication(
+        repo_id,
+        revision,
+        f"{api.endpoint}/{repo_id}/{place}",
+        sent=sent,
+        present=len(contents) - sent,
+        deleted=done.changes.deleted,
+    )
+
+
+def command(folder: Path, destination: Destination) -> str:
+    """The command line that publishes `folder` there."""
+    words = ["nm-export publish", str(folder), "--repo-id", destination.repo_id]
+    if destination.revision != "main":
+        words += ["--revision", destination.revision]
+    words += [
+        option
+        for option, wanted in (
+            ("--private", destination.private),
+            ("--create-pr", destination.create_pr),
+            ("--overwrite", destination.overwrite),
+        )
+        if wanted
+    ]
+    return " ".join(words)
+
+
+def _whoami(api: HfApi) -> str:
     try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message)
-    except Exception as error:  # as above
-        raise NMExportError(
-            f"The upload to {repo_id} failed ({_reason(error)}); {folder} is complete, run the command again."
+        account = repeated(api.whoami, pauses=PAUSES[:2])
+    except LocalTokenNotFoundError as error:
+        raise UserError("Publishing needs a Hugging Face token: run `hf auth login` or set HF_TOKEN.") from error
+    except HfHubHTTPError:
+        raise
+    except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
+        raise UserError(
+            f"Publishing cannot reach the Hugging Face Hub ({reason(error)}); check the network."
         ) from error
-    return str(commit.commit_url)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise UserError("The token can only read; make one with write access, and run `hf auth login`.")
+    return str(account["name"])

@@ -398,8 +398,17 @@ class PublishSection(Section):
     repo_id: str | None = None
     """`user/name`. Left out: a name made of the model and the pattern, under the account that is logged in."""
 
+    revision: str = "main"
+    """Branch to publish to; it is made when it does not exist."""
+
     private: bool = False
-    """Make a new repository private."""
+    """Make a new repository private, and refuse a public one."""
+
+    create_pr: bool = False
+    """Leave a pull request instead of changing the branch."""
+
+    overwrite: bool = False
+    """Replace the contents of a repository that nm-export did not write."""
 
     commit_message: Annotated[str, Field(min_length=1)] = "Publish a model with N:M activation sparsity"
     """Message of the upload's commit."""
@@ -413,6 +422,13 @@ class PublishSection(Section):
         if repo_id is not None and not re.fullmatch(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", repo_id, flags=re.ASCII):
             raise ValueError(f"{repo_id!r} is not a repository name; write user/name")
         return repo_id
+
+    @field_validator("revision")
+    @classmethod
+    def _branch_name(cls, revision: str) -> str:
+        if not re.fullmatch(r"(?!refs/)\w[\w.-]*(?:/\w[\w.-]*)*", revision, flags=re.ASCII) or ".." in revision:
+            raise ValueError(f"{revision!r} is not the name of a branch; write for example main or experiments/8of16")
+        return revision
 
     @field_validator("max_shard_size")
     @classmethod

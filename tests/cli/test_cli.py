@@ -25,7 +25,15 @@ class RecordedCalls(ModuleType):
         super().__init__("recorded")
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.outcome: object = "all done [8:16]"
-        for name in ("run", "dry_run", "verify_folder", "generate", "enable_library", "disable_library"):
+        for name in (
+            "run",
+            "dry_run",
+            "verify_folder",
+            "publish_folder",
+            "generate",
+            "enable_library",
+            "disable_library",
+        ):
             setattr(self, name, self._recorder(name))
 
     def _recorder(self, name: str) -> Any:
@@ -68,7 +76,9 @@ def test_a_recipe_is_exported(pipeline: RecordedCalls, recipe: str) -> None:
         "output_dir": None,
         "push_to_hub": False,
         "repo_id": None,
+        "revision": None,
         "private": False,
+        "create_pr": False,
         "skip_onnx": False,
         "overwrite": False,
         "verbose": False,
@@ -81,7 +91,10 @@ def test_options_reach_the_pipeline_wherever_they_stand(pipeline: RecordedCalls,
         "--push-to-hub",
         "--repo-id",
         "me/it",
+        "--revision",
+        "experiment",
         "--private",
+        "--create-pr",
         "--skip-onnx",
         "--overwrite",
         "-v",
@@ -98,7 +111,9 @@ def test_options_reach_the_pipeline_wherever_they_stand(pipeline: RecordedCalls,
         "output_dir": Path("x"),
         "push_to_hub": True,
         "repo_id": "me/it",
+        "revision": "experiment",
         "private": True,
+        "create_pr": True,
         "skip_onnx": True,
         "overwrite": True,
         "verbose": True,
@@ -109,7 +124,8 @@ def test_a_dry_run_runs_nothing(pipeline: RecordedCalls, recipe: str) -> None:
     assert run(recipe, "--dry-run").exit_code == 0
     [(name, _, options)] = pipeline.calls
     assert name == "dry_run"
-    assert set(options) == {"output_dir", "push_to_hub", "repo_id", "private", "skip_onnx", "overwrite"}
+    publishing = {"push_to_hub", "repo_id", "revision", "private", "create_pr"}
+    assert set(options) == {"output_dir", *publishing, "skip_onnx", "overwrite"}
 
 
 def test_rich_results_are_rendered(pipeline: RecordedCalls, recipe: str) -> None:
@@ -130,6 +146,14 @@ def test_the_recipe_can_ask_for_a_private_repository(pipeline: RecordedCalls, re
     ("words", "call"),
     [
         (["verify", "out"], ("verify_folder", (Path("out"),), {})),
+        (
+            ["publish", "out", "--repo-id", "me/it", "--private"],
+            (
+                "publish_folder",
+                (Path("out"),),
+                {"repo_id": "me/it", "revision": None, "private": True, "create_pr": False, "overwrite": False},
+            ),
+        ),
         (["enable-genai", "out"], ("enable_library", (Path("out"),), {})),
         (["enable-genai", "out", "--off"], ("disable_library", (Path("out"),), {})),
         (

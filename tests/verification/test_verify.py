@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from nm_export import load_exported, pipeline
 from nm_export.errors import NMExportError
+from nm_export.publishing.repository import Destination
 from nm_export.publishing.save import write_model
 from nm_export.verification import verify
 from nm_export.verification.modules import ModuleRecord, check_modules, record_modules
@@ -160,7 +161,8 @@ def test_nothing_is_left_when_verification_fails(tiny_source, tmp_path, monkeypa
     monkeypatch.setattr("nm_export.pipeline.write_model", damaged)
     uploads = []
     monkeypatch.setattr("nm_export.pipeline.push", lambda *args, **options: uploads.append(args))
-    monkeypatch.setattr("nm_export.pipeline.resolve_repo_id", lambda *_: "someone/model")
+    destination = Destination("someone/model", "someone")
+    monkeypatch.setattr("nm_export.pipeline.find_destination", lambda *_, **options: destination)
     for options in ({"output_dir": target, "overwrite": True}, {"output_dir": tmp_path / "new"}):
         with pytest.raises(NMExportError, match=r"outputs of model\.layers\.1\.mlp\.down_proj in the reloaded model"):
             pipeline.run(recipe, skip_onnx=True, push_to_hub=True, **options)

@@ -1,0 +1,116 @@
+"""What of an exported folder is published, and whether it may be."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nm_export.errors import UserError
+from nm_export.progress import track
+
+_LIBRARIES = (".so", ".dylib", ".dll")
+
+
+@dataclass(frozen=True, eq=False)
+class File:
+    """A file as it is published: the bytes of `source`, or those at that path."""
+
+    source: Path | bytes
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
+
+    @cached_property
+    def sha256(self) -> str:
+        """By which the Hub knows large files."""
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).hexdigest()
+        with self.source.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    @cached_property
+    def blob_id(self) -> str:
+        """By which git knows small files."""
+        content = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def read_contents(folder: Path, repo_id: str) -> dict[str, File]:
+    """Return the files of an exported folder by their path in the repository, in order.
+
+    The card's lines that load the model name the repository instead of the folder. Hidden files stay at home.
+
+    Raises:
+        UserError: a link, which may lead anywhere.
+    """
+    contents = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") or part == "__pycache__" for part in name.parts):
+            continue
+        if path.is_symlink():
+            raise UserError(f"{path} is a link; publish a folder that holds its files.")
+        if path.is_file():
+            contents[name.as_posix()] = File(path)
+    if "README.md" in contents:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        contents["README.md"] = File(_naming(card, repo_id).encode())
+    return contents
+
+
+def hash_contents(contents: dict[str, File]) -> None:
+    """Read every file once for its hash, and show the progress."""
+    for file in track(contents.values(), "Hashing", total=len(contents)):
+        _ = file.sha256
+
+
+def check_verified(folder: Path) -> None:
+    """Raise a UserError unless an export wrote `folder` and its measurements say that verification passed."""
+    if not (folder / "modeling_nm_sparse.py").is_file():
+        raise UserError(f"{folder} holds no exported model; give a folder that nm-export wrote.")
+    try:
+        numbers = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
+        report = numbers["verification"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder / 'measurements.json'} cannot be read ({type(error).__name__}: {error}); export the model again."
+        ) from error
+    if not report:
+        raise UserError(
+            f"{folder} was never verified (verify.enabled was off), and nothing is published unverified; "
+            "export the model again."
+        )
+    wanted = ["reloaded"]
+    if any((folder / "onnx").glob("*.onnx")):
+        wanted.append("onnx")
+    if not _passed(report, wanted):
+        raise UserError(
+            f"{folder / 'measurements.json'} does not say that verification passed; export the model again."
+        )
+    if any(path.suffix in _LIBRARIES for path in folder.rglob("*")):
+        raise UserError(
+            f"{folder} holds this platform's compiled kernel and opens nowhere else; "
+            f"run `nm-export enable-genai {folder} --off` first."
+        )
+
+
+def _passed(report: Any, wanted: list[str]) -> bool:
+    try:
+        checks = report["modules"]
+        return (
+            report["reloaded_logits_equal"] is True
+            and all(check["kept_channels_equal"] is True for check in checks.values())
+            and all(any(backend.startswith(name) for backend in checks) for name in wanted)
+        )
+    except (TypeError, KeyError, AttributeError):
+        return False
+
+
+def _naming(card: str, repo_id: str) -> str:
+    loading = re.search(r'from_pretrained\("([^"]+)"', card)
+    return card.replace(f'from_pretrained("{loading[1]}"', f'from_pretrained("{repo_id}"') if loading else card
