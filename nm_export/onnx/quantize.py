@@ -104,7 +104,7 @@ def quantize_blocks(weight: np.ndarray, format: WeightFormat) -> BlockQuantized:
         np.empty((K, O), dtype), np.empty((K, blocks), np.float32), np.empty((K, blocks), dtype), format
     )
     for rows in _chunks(K, O):
-        chunk = torch.from_numpy(np.array(weight[rows], np.float32))
+        chunk = torch.from_numpy(np.array(weight[rows], np.float32, order="C"))
         if not torch.isfinite(chunk).all():
             raise ValueError("the weight holds NaN or infinity")
         part = F.pad(chunk, (0, -O % size)).reshape(-1, blocks, size)
