@@ -14,9 +14,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from nm_export.errors import NMExportError
-from nm_export.modeling.modeling_nm_sparse import PHASES
 from nm_export.onnx.base_graph import BaseGraph, Product
 from nm_export.onnx.functions import DOMAIN, DOMAIN_VERSION, NM_TOPK, nm_topk_function
+from nm_export.onnx.kernel_choice import fused_product_pays
 from nm_export.onnx.matmul_nbits import quantize_matmul_nbits
 from nm_export.onnx.pruned_inputs import PrunedInput
 from nm_export.onnx.quantize import WeightFormat
@@ -60,8 +60,8 @@ def insert_operators(
         graph: a dense graph.
         inputs: what to prune; see `pruned_inputs`. Without any, the graph stays one of standard operators.
         metadata: entries for the model's `metadata_props`.
-        kernel: "fused" for `NMSparseMatMul`, "topk" for MatMul on the pruned values; "auto" for the first, except where
-            some calls are not pruned: there a dense product is faster.
+        kernel: "fused" for `NMSparseMatMul`, "topk" for MatMul on the pruned values; "auto" for the first where
+            `fused_product_pays`.
         format: of the linears' weights, those whose input is not pruned included; None leaves them float32. Quantized
             products with pruned inputs are fused in any phase.
 
@@ -79,8 +79,7 @@ def insert_operators(
     with GraphEditor(model.graph, data_path(graph.path)) as editor:
         pruned_modules: set[str] = set()
         for pruned in track(inputs, "Inserting operators", total=len(inputs)):
-            fused = kernel == "fused" or (kernel == "auto" and pruned.attributes["phase"] == PHASES["both"])
-            _prune(editor, graph.products, pruned, fused, format, errors)
+            _prune(editor, graph.products, pruned, kernel, format, errors)
             pruned_modules.update(linear.name for linear in pruned.linears)
         if format is not None:
             _quantize_others(editor, graph, pruned_modules, format, errors)
@@ -118,7 +117,7 @@ def _prune(
     editor: GraphEditor,
     products: Mapping[str, tuple[Product, ...]],
     pruned: PrunedInput,
-    fused: bool,
+    kernel: str,
     format: WeightFormat | None,
     errors: WeightErrors,
 ) -> None:
@@ -128,7 +127,6 @@ def _prune(
     matmuls = [editor.nodes[product.node] for linear in pruned.linears for product in products[linear.name]]
     selection = select_input(editor, matmuls, pruned)
     dropped = add_dropped(editor, selection, pruned)
-    multiply = sparse_product if fused else dense_product
     results: dict[str, list[str]] = {}
     for linear in pruned.linears:
         projected = None
@@ -138,6 +136,8 @@ def _prune(
             matmul, rows = editor.nodes[product.node], linear.rows(product.start, product.stop)
             fold_scale(editor, matmul, rows.scale)
             if format is None:
+                fused = kernel == "fused" or (kernel == "auto" and _fused_pays(editor, matmul, pruned))
+                multiply = sparse_product if fused else dense_product
                 y = multiply(editor, matmul, rows, selection)
             else:
                 weight = editor.map_constant(matmul.input[1])
@@ -150,6 +150,11 @@ def _prune(
             results.setdefault(linear.name, []).append(y)
     entry = selection.node.metadata_props.add()
     entry.key, entry.value = MODULES_KEY, json.dumps(results)
+
+
+def _fused_pays(editor: GraphEditor, matmul: "NodeProto", pruned: PrunedInput) -> bool:
+    K, O = editor.width(matmul.input[0]), editor.width(matmul.output[0])  # noqa: E741
+    return fused_product_pays(K, O, pruned.attributes["n"] / pruned.attributes["m"], pruned.attributes["phase"])
 
 
 def _declare_operators(model: "ModelProto") -> None:
