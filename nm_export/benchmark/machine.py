@@ -2,7 +2,7 @@
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ class Machine:
     versions: dict[str, str]
     bandwidth: float
     peak: float
+
+    def at_best(self, other: "Machine") -> "Machine":
+        """The same machine with the higher of two measurements of each limit."""
+        return replace(self, bandwidth=max(self.bandwidth, other.bandwidth), peak=max(self.peak, other.peak))
 
     def to_markdown(self) -> str:
         """Return one sentence without its full stop."""

@@ -71,7 +71,8 @@ class OperatorBenchmark(Report):
         return "\n\n".join([*parts, *self._notes(), self._selection_table(), self._overhead_table()])
 
     def _product_table(self, products: Sequence[Product]) -> str:
-        header = ["linear", "K x O", "tokens", "ratio", "quartiles", "sparse ms", "dense ms", "MB", "of bandwidth"]
+        header = ["linear", "K x O", "tokens", "ratio", "quartiles", "sparse, ms", "dense, ms", "MB"]
+        header += ["sparse, of bandwidth", "dense", "sparse, of peak", "dense"]
         rows = []
         for p in products:
             moved, computed = p.sparse_bytes / p.sparse_seconds, p.sparse_flops / p.sparse_seconds
@@ -91,7 +92,7 @@ class OperatorBenchmark(Report):
                     f"{p.dense_flops / p.dense_seconds / self.machine.peak:.0%}",
                 ]
             )
-        return table([*header, "dense", "of peak", "dense"], rows)
+        return table(header, rows)
 
     def _notes(self) -> list[str]:
         time = "elapsed time" if self.clock == Clock.wall else "processor time"
@@ -166,17 +167,18 @@ def benchmark_operators(
     threads = threads or available_cores()
     memory = memory or 2 * last_level_cache()
     settings = ProductSettings(shapes, tokens, patterns, formats, threads, repeats, clock, memory, shared_selection)
+    before = measure_machine(threads, clock, memory)  # and once more at the end: other jobs may come and go
     products = []
     with steps(architecture, settings.count) as advance:
         for product in benchmark_products(settings):
             products.append(product)
-            advance(f"{product.K} x {product.O}, {product.weights}, {product.tokens} tokens: {product.ratio.value:.2f}")
+            advance(f"{product.K} x {product.O}, {product.weights}, tokens {product.tokens}: {product.ratio.value:.2f}")
     return OperatorBenchmark(
         architecture,
         tuple(_by_format(products, [str(form) for form in formats])),
         benchmark_selection(threads=threads, repeats=repeats, clock=clock),
         benchmark_overhead(repeats=repeats, clock=clock),
-        measure_machine(threads, clock, memory),
+        before.at_best(measure_machine(threads, clock, memory)),
         str(clock),
         memory,
         shared_selection,

@@ -1,5 +1,6 @@
 """What is found out about the machine."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from nm_export.benchmark.machine import last_level_cache, measure_machine
@@ -18,4 +19,6 @@ def test_last_level_cache(tmp_path: Path) -> None:
 def test_limits_are_measured() -> None:
     machine = measure_machine(1, memory=2**20)
     assert min(machine.bandwidth, machine.peak) > 0
+    faster = replace(machine, bandwidth=machine.bandwidth + 1, peak=machine.peak - 1)
+    assert machine.at_best(faster) == replace(machine, bandwidth=machine.bandwidth + 1)
     assert machine.processor in machine.to_markdown()
