@@ -36,7 +36,7 @@ _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 # The HTTP library is httpx in one version of huggingface_hub and httpx2 in another; this is its base class either way.
 _HTTPError: type[Exception] = HfHubHTTPError.__bases__[0]
 
-_FAILURES = (_HTTPError, OSError, RuntimeError, ValueError)  # what requests, hf_xet and malformed answers raise
+_FAILURES = (_HTTPError, OSError, RuntimeError, ValueError, KeyError)  # of requests, hf_xet and malformed answers
 
 logger = logging.getLogger(__name__)
 
