@@ -1,20 +1,24 @@
 #include "c_api.h"
 
+#include <algorithm>
 #include <new>
 #include <vector>
 
 #include "instruction_set.h"
 #include "nm_topk.h"
+#include "sparse_matmul.h"
 
 namespace nm_export {
 namespace {
 
-// Null where the environment asks for an instruction set that cannot be used. Chosen once: the environment must not be
+// Without kernels where the environment asks for one that cannot be used. Chosen once: the environment must not be
 // read while another thread of the host writes to it, and asking the processor is slow on virtual machines.
-const RowKernels* row_kernels() {
-  static const RowKernels* const kernels = choose_instruction_set().kernels;
-  return kernels;
+const InstructionSet& instruction_set() {
+  static const InstructionSet chosen = choose_instruction_set();
+  return chosen;
 }
+
+bool is_dtype(int32_t dtype) { return NM_EXPORT_FLOAT32 <= dtype && dtype <= NM_EXPORT_BFLOAT16; }
 
 bool is_pattern(int32_t n, int32_t m, size_t channels) {
   return 1 <= n && n <= m && channels > 0 && channels % static_cast<size_t>(m) == 0;
@@ -45,8 +49,8 @@ int32_t nm_topk_rows(const nm_export_nm_topk_arguments& a, size_t first, size_t 
   if (!is_pattern(a.n, a.m, a.channels)) return NM_EXPORT_INVALID_ARGUMENT;
   if (a.shift_mode < 0 || a.shift_mode > 2) return NM_EXPORT_INVALID_ARGUMENT;
   if (a.shift != nullptr && a.shift_size != 1 && a.shift_size != a.channels) return NM_EXPORT_INVALID_ARGUMENT;
-  if (a.dtype < NM_EXPORT_FLOAT32 || a.dtype > NM_EXPORT_BFLOAT16) return NM_EXPORT_INVALID_ARGUMENT;
-  const RowKernels* kernels = row_kernels();
+  if (!is_dtype(a.dtype)) return NM_EXPORT_INVALID_ARGUMENT;
+  const RowKernels* kernels = instruction_set().kernels;
   if (kernels == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
   if (count == 0) return NM_EXPORT_OK;
 
@@ -68,13 +72,63 @@ int32_t nm_topk_rows(const nm_export_nm_topk_arguments& a, size_t first, size_t 
 
 int32_t keep_mask_rows(const float* scores, size_t rows, size_t channels, int32_t n, int32_t m, uint8_t* mask) {
   if (!is_pattern(n, m, channels)) return NM_EXPORT_INVALID_ARGUMENT;
-  const RowKernels* kernels = row_kernels();
+  const RowKernels* kernels = instruction_set().kernels;
   if (kernels == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
   if (rows == 0) return NM_EXPORT_OK;
 
   const NMTopK nm_topk({n, m, ShiftMode::kStatic, false}, *kernels);
   Workspace workspace;
   nm_topk.keep_mask(scores, rows, channels, workspace, mask);
+  return NM_EXPORT_OK;
+}
+
+WeightType weight_type_of(int32_t dtype) {
+  switch (dtype) {
+    case NM_EXPORT_FLOAT32:
+      return WeightType::kFloat32;
+    case NM_EXPORT_FLOAT16:
+      return WeightType::kFloat16;
+    default:
+      return WeightType::kBFloat16;
+  }
+}
+
+template <class Product>
+auto set_weight(Product& product, const nm_export_sparse_matmul_arguments& a, int)
+    -> decltype(product.weight_type, void()) {
+  product.weight = a.weight;
+  product.weight_type = weight_type_of(a.dtype);
+  product.columns = a.columns;
+}
+
+template <class Product>
+void set_weight(Product& product, const nm_export_sparse_matmul_arguments& a, long) {
+  product.weight.data = a.weight;
+  product.weight.type = weight_type_of(a.dtype);
+  product.weight.columns = a.columns;
+}
+
+int32_t sparse_matmul_part(const nm_export_sparse_matmul_arguments& a, size_t part, size_t parts) {
+  if (a.channels == 0 || a.channels > UINT32_MAX || part >= parts) return NM_EXPORT_INVALID_ARGUMENT;
+  if (!is_dtype(a.dtype)) return NM_EXPORT_INVALID_ARGUMENT;
+  const ProductKernels* kernels = instruction_set().products;
+  if (kernels == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
+  if (a.tokens == 0 || a.columns == 0) return NM_EXPORT_OK;
+
+  const std::vector<float> zeros(std::max(a.tokens, a.columns));
+  SparseProduct product{};
+  product.values = a.values;
+  set_weight(product, a, 0);
+  product.bias = a.bias == nullptr ? zeros.data() : a.bias;
+  product.token_shift = zeros.data();
+  product.offset = zeros.data();
+  product.y = a.y;
+  product.tokens = a.tokens;
+  product.channels = a.channels;
+  CallBuffers call_buffers;
+  WorkerBuffers worker_buffers;
+  const SparseMatMul matmul(*kernels, product, parts, call_buffers);
+  for (size_t task = part; task < matmul.tasks(); task += parts) matmul.run(task, worker_buffers);
   return NM_EXPORT_OK;
 }
 
@@ -91,5 +145,9 @@ int32_t nm_export_nm_topk(const nm_export_nm_topk_arguments* arguments, size_t f
 
 int32_t nm_export_keep_mask(const float* scores, size_t rows, size_t channels, int32_t n, int32_t m, uint8_t* mask) {
   return nm_export::guarded([=] { return nm_export::keep_mask_rows(scores, rows, channels, n, m, mask); });
+}
+
+int32_t nm_export_sparse_matmul(const nm_export_sparse_matmul_arguments* arguments, size_t part, size_t parts) {
+  return nm_export::guarded([=] { return nm_export::sparse_matmul_part(*arguments, part, parts); });
 }
 }

@@ -1,8 +1,9 @@
-/* The library as plain C, for hosts that are not ONNX Runtime: NMTopK of docs/semantics.md over ranges of rows.
+/* The library as plain C, for hosts that are not ONNX Runtime: NMTopK of docs/semantics.md over ranges of rows, and the
+ * product with what it kept, in parts.
  *
  * Functions start no threads and keep nothing between calls; any number of threads may call them at once, each for its
- * own rows. They never abort and throw nothing. The instruction set is chosen in the first call, as described in
- * docs/kernels.md. */
+ * own rows or part. They never abort and throw nothing. The instruction set is chosen in the first call, as described
+ * in docs/kernels.md. */
 #ifndef NM_EXPORT_C_API_H
 #define NM_EXPORT_C_API_H
 
@@ -16,7 +17,7 @@ extern "C" {
 #endif
 
 /* Changes whenever a declaration below does. */
-#define NM_EXPORT_C_API_VERSION 1
+#define NM_EXPORT_C_API_VERSION 2
 
 enum {
   NM_EXPORT_OK = 0,
@@ -54,6 +55,23 @@ NM_EXPORT_API int32_t nm_export_nm_topk(const nm_export_nm_topk_arguments* argum
  * not negative. */
 NM_EXPORT_API int32_t nm_export_keep_mask(const float* scores, size_t rows, size_t channels, int32_t n, int32_t m,
                                           uint8_t* mask);
+
+typedef struct {
+  const float* values; /* [tokens, channels] */
+  const void* weight;  /* [channels, columns], of `dtype`: what an input channel is multiplied by is contiguous */
+  const float* bias;   /* [columns]; null means zeros */
+  float* y;            /* [tokens, columns]; overlaps no input */
+  size_t tokens;
+  size_t channels; /* positive, below 2^32 */
+  size_t columns;
+  int32_t dtype; /* of weight */
+} nm_export_sparse_matmul_arguments;
+
+/* Computes one of `parts` parts, which take about equal time, of y = values weight + bias, in float32 sums. Rows of
+ * the weight where values is 0 are not read, if no token of the call needs them. 0 <= part < parts; the parts of a call
+ * write different numbers of y, and all of them together write all. A part may be empty. */
+NM_EXPORT_API int32_t nm_export_sparse_matmul(const nm_export_sparse_matmul_arguments* arguments, size_t part,
+                                              size_t parts);
 
 #ifdef __cplusplus
 }

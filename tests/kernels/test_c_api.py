@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from tests.kernels import reference
 from tests.kernels.sessions import assert_identical, supported_instruction_sets
 
 OK, INVALID_ARGUMENT, NO_INSTRUCTION_SET = 0, 1, 3
-FLOAT32, FLOAT16 = 0, 1
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 POINTERS = ("x", "score", "shift", "values", "token_shift")
 SIZES = ("channels", "shift_size")
 INTEGERS = ("dtype", "n", "m", "shift_mode", "variance_correction", "pruned")
@@ -41,8 +42,24 @@ def keep_mask(scores: np.ndarray, n: int, m: int) -> tuple[int, np.ndarray]:
     return load_library().nm_export_keep_mask(pointers[0], rows, channels, n, m, pointers[1]), mask
 
 
+class ProductArguments(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("values", "weight", "bias", "y")),
+        *((name, ctypes.c_size_t) for name in ("tokens", "channels", "columns")),
+        ("dtype", ctypes.c_int32),
+    ]
+
+
+def sparse_matmul(part: int, parts: int, **fields) -> int:
+    given = {k: v.ctypes.data if isinstance(v, np.ndarray) else v for k, v in fields.items()}
+    arguments = ProductArguments(**given)
+    return load_library().nm_export_sparse_matmul(
+        ctypes.byref(arguments), ctypes.c_size_t(part), ctypes.c_size_t(parts)
+    )
+
+
 def test_the_interface_tells_its_version():
-    assert load_library().nm_export_c_api_version() == 1
+    assert load_library().nm_export_c_api_version() == 2
 
 
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (8, 16), (50, 120)])
@@ -129,6 +146,49 @@ for n, m in ((1, 2), (2, 4), (3, 7), (8, 16), (16, 32), (20, 64), (300, 1000)):
     digest.update(mask.tobytes())
 print(status, digest.hexdigest())
 """
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+    ("tokens", "channels", "columns"), [(1, 5000, 700), (3, 65, 4100), (9, 64, 64), (130, 70, 333)]
+)
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_the_parts_of_a_product(dtype, tokens, channels, columns, parts):
+    rng = np.random.default_rng(0)
+    values = (rng.integers(-3, 4, (tokens, channels)) * rng.integers(0, 2, (tokens, channels))).astype(np.float32)
+    weight = rng.integers(-3, 4, (channels, columns)).astype(dtype)
+    bias = rng.integers(-3, 4, columns).astype(np.float32)
+    expected = values.astype(np.float64) @ weight.astype(np.float64)
+    code = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}[np.dtype(dtype).name]
+    fields = {"values": values, "weight": weight, "dtype": code}
+    fields |= {"tokens": tokens, "channels": channels, "columns": columns}
+    written = np.zeros((tokens, columns), int)
+    y = np.empty((tokens, columns), np.float32)
+    for part in range(parts):
+        one = np.full_like(y, np.nan)
+        assert sparse_matmul(part, parts, y=one, **fields) == OK
+        written += ~np.isnan(one)
+        assert sparse_matmul(part, parts, y=y, bias=bias, **fields) == OK
+        assert np.array_equal(one[~np.isnan(one)], expected[~np.isnan(one)])
+    assert (written == 1).all()
+    assert np.array_equal(y, expected + bias)
+
+
+@pytest.mark.parametrize(
+    ("part", "parts", "fields"),
+    [(0, 0, {}), (2, 2, {}), (0, 1, {"channels": 0}), (0, 1, {"channels": 1 << 32}), (0, 1, {"dtype": 3})],
+)
+def test_a_product_that_is_refused_writes_nothing(part, parts, fields):
+    y = np.full((1, 4), 7, np.float32)
+    sizes = {"tokens": 1, "channels": 4, "columns": 4, "dtype": FLOAT32}
+    operands = {"values": np.ones((1, 4), np.float32), "weight": np.ones((4, 4), np.float32), "y": y}
+    assert sparse_matmul(part, parts, **operands | sizes | fields) == INVALID_ARGUMENT
+    assert (y == 7).all()
+
+
+@pytest.mark.parametrize("empty", ["tokens", "columns"])
+def test_an_empty_product(empty):
+    assert sparse_matmul(0, 1, **{"tokens": 1, "channels": 4, "columns": 4, "dtype": FLOAT32} | {empty: 0}) == OK
 
 
 def run_with(isa: str) -> str:
