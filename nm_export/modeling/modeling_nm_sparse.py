@@ -180,6 +180,21 @@ def nm_topk(
     return values.to(x.dtype), token_shift
 
 
+def linear(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `values W^T + b` `[..., O]` of pruned values, where zeros may save time.
+
+    Args:
+        values: `[..., K]`.
+        weight: `[O, K]`. Zeros save something only if the weights of each input channel are stored together.
+        bias: `[O]` or None.
+    """
+    compiled = _compiled("sparse_linear", values) if weight.stride(0) == 1 else None
+    differentiable = torch.is_grad_enabled() and any(_has_grad(t) for t in (values, weight, bias))
+    if compiled is None or differentiable or weight.dtype != values.dtype:
+        return F.linear(values, weight, bias)
+    return compiled(values, weight, bias)
+
+
 def _has_grad(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad
 
@@ -287,7 +302,7 @@ class NMSparseLinear(nn.Linear):
     def product(self, values: Tensor, token_shift: Tensor) -> Tensor:
         """Return `(values W^T + e W^T) * scale + b + b'` `[..., O]`, without a dense product."""
         scale = self.nm_scale
-        y = F.linear(values, self.weight, self.bias if scale is None else None)
+        y = linear(values, self.weight, self.bias if scale is None else None)
         if self.nm_offset is not None:
             correction = token_shift * self.nm_offset if SHIFT_MODES[self.shift] else self.nm_offset
             y = (y.float() + correction).to(y.dtype)
