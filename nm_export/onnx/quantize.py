@@ -160,18 +160,19 @@ def _quantize(blocks: np.ndarray, bits: int, symmetric: bool) -> tuple[np.ndarra
     """Codes, scales and zero points, float32 but for their values, of blocks float32 `[..., block_size]`."""
     low, high = _range(bits, symmetric)
     span, zero = _spanning_grid(blocks, bits, symmetric)
-    best = scale = np.zeros_like(span)  # the share of a block's squares that codes explain, and the scale that does it
+    unit = blocks / span  # squares of tiny weights would vanish
+    best = scale = np.zeros_like(span)  # the part of a block's squares that codes explain, and the scale that does it
     for part in _SHRINK[bits, symmetric]:
-        codes = _nearest(blocks, span * np.float32(part), zero, low, high)
+        codes = _nearest(unit, np.float32(part), zero, low, high)
         codes -= zero
-        product = np.einsum("...i,...i->...", blocks, codes)[..., None]
+        product = np.einsum("...i,...i->...", unit, codes)[..., None]
         square = np.maximum(np.einsum("...i,...i->...", codes, codes)[..., None], 1)  # 0 only if all codes are 0
         fitted = product / square
         explained = product * fitted
         better = explained > best
         best, scale = np.where(better, explained, best), np.where(better, fitted, scale)
     scale[scale == 0] = 1  # a block of zeros
-    return _nearest(blocks, scale, zero, low, high), scale, zero
+    return _nearest(unit, scale, zero, low, high), scale * span, zero
 
 
 def _range(bits: int, symmetric: bool) -> tuple[int, int]:
@@ -197,7 +198,7 @@ def _spanning_grid(blocks: np.ndarray, bits: int, symmetric: bool) -> tuple[np.n
     return span, zero
 
 
-def _nearest(blocks: np.ndarray, scale: np.ndarray, zero: np.ndarray, low: int, high: int) -> np.ndarray:
+def _nearest(blocks: np.ndarray, scale: np.ndarray | np.float32, zero: np.ndarray, low: int, high: int) -> np.ndarray:
     codes = blocks / scale
     np.rint(codes, out=codes)
     codes += zero

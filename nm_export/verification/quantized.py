@@ -23,6 +23,7 @@ from nm_export.onnx.stored_weights import StoredWeight, stored_format, stored_we
 # MatMulNBits cuts the end of a block that its larger half of the codes is not given to.
 _STEPS = {True: 0.5, False: 1.0}
 _CHUNK = 1 << 22  # weights compared at once
+_NOTHING = 1e-30  # a step whose size says nothing: near the smallest numbers, scales have few digits
 
 
 @contextmanager
@@ -161,4 +162,4 @@ def _largest_error(weight: Tensor, quantized: Tensor, format: WeightFormat) -> f
     else:
         step = (expected.amax(-1).clamp(min=0) - expected.amin(-1).clamp(max=0)) / (2**format.bits - 1)
     error = (blocks(quantized) - expected).square().mean(-1).sqrt()
-    return float((error / torch.where(step == 0, torch.finfo(step.dtype).tiny, step)).max())
+    return float((error / step.clamp(min=_NOTHING)).max())
