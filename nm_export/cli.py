@@ -401,13 +401,14 @@ def bench_operators(
 def bench_page(
     page: Annotated[Path, typer.Argument(metavar="PAGE", help="Markdown file to write; its picture goes beside it.")],
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Files that --json wrote.")],
+    note: Annotated[str, typer.Option(help="What a reader should know about the runs.")] = "",
     verbose: Verbose = False,
 ) -> None:
     """Write a page of results beside what was wanted."""
     with _explained(verbose):
         from nm_export.benchmark.page import read_report, write_page
 
-        write_page(page, [read_report(path) for path in results])
+        write_page(page, [read_report(path) for path in results], note)
         typer.echo(f"Wrote {page}.")
 
 

@@ -42,10 +42,15 @@ def read_report(path: Path) -> Report:
         ) from error
 
 
-def write_page(path: Path, reports: Sequence[Report]) -> None:
+def write_page(path: Path, reports: Sequence[Report], note: str = "") -> None:
     """Write the page and, if operators were measured, its picture beside it; each whole or not at all.
 
-    The picture shows the first operator result with the name of the page, ending in `.svg`.
+    The picture shows the first operator result; its name is the page's, ending in `.svg`.
+
+    Args:
+        path: of the page.
+        reports: in the order of the page.
+        note: what a reader should know about the runs.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -55,17 +60,18 @@ def write_page(path: Path, reports: Sequence[Report]) -> None:
     if operators:
         picture = path.with_suffix(".svg")
         draw_roofline(picture, operators[0].products, operators[0].machine)
-    write_whole(path, to_markdown(reports, None if picture is None else picture.name))
+    write_whole(path, to_markdown(reports, None if picture is None else picture.name, note))
 
 
-def to_markdown(reports: Sequence[Report], picture: str | None = None) -> str:
+def to_markdown(reports: Sequence[Report], picture: str | None = None, note: str = "") -> str:
     """Return the page.
 
     Args:
         reports: in the order of the page.
         picture: relative path of the picture.
+        note: what a reader should know about the runs.
     """
-    parts = ["# Benchmarks", _INTRODUCTION]
+    parts = ["# Benchmarks", _INTRODUCTION, *([note] if note else [])]
     commands = list(dict.fromkeys(command_of(report) for report in reports))
     parts += ["## Targets", _TARGETS, _target_table(reports, commands)]
     parts.append("\n".join(f"{number}. `{command}`" for number, command in enumerate(commands, 1)))

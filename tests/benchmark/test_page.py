@@ -100,10 +100,11 @@ def test_the_command_writes_page_and_picture(tmp_path: Path) -> None:
     for name, report in (("ops", operators(product(1.9), product(1.0, 16, "int4, block 32"))), ("model", MODEL)):
         names.append(str(tmp_path / f"{name}.json"))
         Path(names[-1]).write_text(json.dumps(report.to_dict()))
-    result = CliRunner().invoke(app, ["bench", "page", str(tmp_path / "page.md"), *names])
+    result = CliRunner().invoke(app, ["bench", "page", str(tmp_path / "page.md"), *names, "--note", "At night."])
     assert result.exit_code == 0, result.output
     page = (tmp_path / "page.md").read_text()
     assert "(page.svg)" in page
+    assert "\n\nAt night.\n\n" in page
     assert "nm-export bench smollm2-all" in page
     first = (tmp_path / "page.svg").read_bytes()
     draw_roofline(tmp_path / "again.svg", operators(product(1.9), product(1.0, 16, "int4, block 32")).products, MACHINE)
