@@ -4,7 +4,7 @@ One near-tie that flips keeps another channel, and the difference grows from lay
 make up most of a measured divergence, so that a single comparison says little; the floor is the worst of several.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from nm_export.evaluation.quality import Logits
 PERTURBATIONS = 3
 
 
-def rounding_floor(model: Any, sequences: Tensor, further: Mapping[str, Logits] | None = None) -> Divergence:
+def rounding_floor(model: Any, sequences: Tensor) -> Divergence:
     """Compare a sparse model with itself, rounded differently: the worst of each measure.
 
     The variants are eager instead of the current attention, and embeddings whose last bit is changed at random.
@@ -25,14 +25,12 @@ def rounding_floor(model: Any, sequences: Tensor, further: Mapping[str, Logits] 
     Args:
         model: an `NMSparseForCausalLM`.
         sequences: token ids, int64 `[windows, length]`.
-        further: variants that differ by a rounding of the runtime's own, by name.
 
     Returns:
         Largest KL and log-likelihood difference, smallest top-1 agreement; the perplexity is that of eager attention.
     """
     variants: dict[str, Logits] = {"eager": _eager(model)}
     variants |= {f"perturbed {seed}": _perturbed(model, seed) for seed in range(PERTURBATIONS)}
-    variants |= further or {}
     results = divergence(torch_logits(model), variants, sequences, "Verifying, noise floor")
     del results["reference"]
     return Divergence(

@@ -75,7 +75,7 @@ def _verify_graph(
     divergence_factor: float,
 ) -> None:
     from nm_export.onnx.stored_weights import stored_format
-    from nm_export.verification.quantized import against_dense, rounded_inputs, stored_weights_in
+    from nm_export.verification.quantized import against_dense, float_inputs, stored_weights_in
 
     path = folder / "onnx" / "model.onnx"
     if stored_format(path) is None:
@@ -83,11 +83,11 @@ def _verify_graph(
         _verify_onnx(report, folder, model, sequences, inputs, expected, output_tolerance)
         _judge(report, divergence_factor)
         return
-    with stored_weights_in(model, path):
+    with stored_weights_in(model, path), float_inputs(folder) as exact:
         with plain_torch():
             expected = record_modules(model, inputs)
-        report.floor = rounding_floor(model, sequences, {"8-bit inputs": rounded_inputs(model, path)})
-        _verify_onnx(report, folder, model, sequences, inputs, expected, output_tolerance)
+        report.floor = rounding_floor(model, sequences)
+        _verify_onnx(report, exact, model, sequences, inputs, expected, output_tolerance)
     _judge(report, divergence_factor)
     report.against_dense = against_dense(folder, model, sequences)
 

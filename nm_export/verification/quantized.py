@@ -4,6 +4,7 @@ What quantization changes is thereby apart from what an operator may do wrong. T
 is checked block by block, against the error that rounding a block to its grid can make.
 """
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +17,16 @@ from torch.nn import functional as F
 
 from nm_export.errors import NMExportError
 from nm_export.evaluation import Divergence, divergence, torch_logits
+from nm_export.onnx.matmul_nbits import MATMUL_NBITS
 from nm_export.onnx.quantize import WeightFormat
+from nm_export.onnx.session import data_path
 from nm_export.onnx.stored_weights import StoredWeight, stored_format, stored_weights
 
 # Largest root mean square error of a block, in steps of the grid that spans it. Nearest codes are within half a step;
 # MatMulNBits cuts the end of a block that its larger half of the codes is not given to.
 _STEPS = {True: 0.5, False: 1.0}
 _CHUNK = 1 << 22  # weights compared at once
+_FLOAT32 = 1  # accuracy_level of MatMulNBits: inputs stay float32
 _NOTHING = 1e-30  # a step whose size says nothing: near the smallest numbers, scales have few digits
 
 
@@ -62,35 +66,29 @@ def stored_weights_in(model: Any, path: Path) -> Iterator[None]:
             model.get_submodule(name).weight = parameter
 
 
-def rounded_inputs(model: Any, path: Path) -> Any:
-    """`model` with the inputs of the products that the graph leaves dense rounded to 8 bits, as `MatMulNBits` does.
+@contextmanager
+def float_inputs(folder: Path) -> Iterator[Path]:
+    """A folder for a while whose graph is that of `folder`, except that no `MatMulNBits` rounds its inputs to 8 bits.
 
-    Returns:
-        From token ids to logits; see `torch_logits`.
+    Weights are linked to. ONNX Runtime's rounding of inputs moves more channels than everything that is looked for.
     """
-    format = stored_format(path)
-    assert format is not None
-    modules = {stored.module for stored in stored_weights(path) if not stored.pruned}
-    size = format.block_size
+    import onnx
 
-    def round_input(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        x = args[0]
-        blocks = F.pad(x.float(), (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
-        scale = blocks.abs().amax(-1, keepdim=True) / 127
-        scale = torch.where(scale == 0, 1.0, scale)
-        rounded = ((blocks / scale).round() * scale).flatten(-2)[..., : x.shape[-1]]
-        return (rounded.to(x.dtype), *args[1:])
-
-    def logits(ids: Tensor) -> Tensor:
-        linears = [m for name, m in model.named_modules() if name in modules and isinstance(m, nn.Linear)]
-        hooks = [linear.register_forward_pre_hook(round_input) for linear in linears]
-        try:
-            return torch_logits(model)(ids)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    return logits
+    with tempfile.TemporaryDirectory(prefix="nm_export-verify-") as directory:
+        target = Path(directory)
+        (target / "onnx").mkdir()
+        for name in ("config.json", "generation_config.json"):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)
+        path = folder / "onnx" / "model.onnx"
+        model = onnx.load(path, load_external_data=False)
+        for node in model.graph.node:
+            for attribute in node.attribute:
+                if node.op_type == MATMUL_NBITS and attribute.name == "accuracy_level":
+                    attribute.i = _FLOAT32
+        onnx.save(model, target / "onnx" / path.name)
+        data_path(target / "onnx" / path.name).symlink_to(data_path(path).resolve())
+        yield target
 
 
 def against_dense(folder: Path, model: Any, sequences: Tensor) -> dict[str, Divergence]:
