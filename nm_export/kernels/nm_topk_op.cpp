@@ -32,21 +32,6 @@ struct Kernel {
   BufferPool<Workspace> workspaces;
 };
 
-int64_t attribute(const Api& api, const ort::KernelInfo* info, const std::string& node, const char* name,
-                  int64_t smallest, int64_t largest) {
-  int64_t value = 0;
-  if (Status* status = api.KernelInfoGetAttribute_int64(info, name, &value)) {
-    api.ReleaseStatus(status);
-    fail(api, ort::kInvalidArgument, node + ": the integer attribute " + name + " is missing");
-  }
-  if (value < smallest || value > largest) {
-    fail(api, ort::kInvalidArgument,
-         node + ": the attribute " + name + " is " + std::to_string(value) + "; it must be from " +
-             std::to_string(smallest) + " to " + std::to_string(largest));
-  }
-  return value;
-}
-
 // Work of one token, in units of about one nanosecond.
 size_t cost_of_token(const NMTopKParameters& parameters, size_t channels) {
   size_t cost = 1;
@@ -145,11 +130,11 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
   const Api& api = *self.api;
   return guarded(api, kName, [&] {
     const std::string node = node_name(api, info, kName);
-    const int64_t m = attribute(api, info, node, "m", 1, std::numeric_limits<int>::max());
-    const int64_t n = attribute(api, info, node, "n", 1, m);
-    const int64_t shift_mode = attribute(api, info, node, "shift_mode", 0, 2);
-    const int64_t variance_correction = attribute(api, info, node, "variance_correction", 0, 1);
-    const int64_t phase = attribute(api, info, node, "phase", 0, 2);
+    const int64_t m = int_attribute(api, info, node, "m", 1, std::numeric_limits<int>::max());
+    const int64_t n = int_attribute(api, info, node, "n", 1, m);
+    const int64_t shift_mode = int_attribute(api, info, node, "shift_mode", 0, 2);
+    const int64_t variance_correction = int_attribute(api, info, node, "variance_correction", 0, 1);
+    const int64_t phase = int_attribute(api, info, node, "phase", 0, 2);
     const InstructionSet isa = choose_instruction_set();
     if (isa.kernels == nullptr) fail(api, ort::kInvalidArgument, node + ": " + isa.error);
     const NMTopKParameters parameters{static_cast<int>(n), static_cast<int>(m), static_cast<ShiftMode>(shift_mode),
@@ -163,12 +148,12 @@ Status* compute_kernel(void* state, ort::KernelContext* context) {
   Kernel& kernel = *static_cast<Kernel*>(state);
   return guarded(*kernel.api, kName, [&] {
     switch (kernel.element_type) {
-      case ort::kFloat:
-        return compute<float>(kernel, context);
       case ort::kFloat16:
         return compute<Float16>(kernel, context);
       case ort::kBFloat16:
         return compute<BFloat16>(kernel, context);
+      default:
+        return compute<float>(kernel, context);
     }
   });
 }

@@ -25,6 +25,21 @@ std::string node_name(const Api& api, const ort::KernelInfo* info, const char* o
   return std::string(op) + " node '" + name + "'";
 }
 
+int64_t int_attribute(const Api& api, const ort::KernelInfo* info, const std::string& node, const char* name,
+                      int64_t smallest, int64_t largest) {
+  int64_t value = 0;
+  if (Status* status = api.KernelInfoGetAttribute_int64(info, name, &value)) {
+    api.ReleaseStatus(status);
+    fail(api, ort::kInvalidArgument, node + ": the integer attribute " + name + " is missing");
+  }
+  if (value < smallest || value > largest) {
+    fail(api, ort::kInvalidArgument,
+         node + ": the attribute " + name + " is " + std::to_string(value) + "; it must be from " +
+             std::to_string(smallest) + " to " + std::to_string(largest));
+  }
+  return value;
+}
+
 const ort::Value* input(const Api& api, const ort::KernelContext* context, size_t index) {
   const ort::Value* value = nullptr;
   check(api.KernelContext_GetInput(context, index, &value));

@@ -42,6 +42,10 @@ ort::Status* guarded(const ort::Api& api, const char* op, Body body) {
 // "NMTopK node 'name'", for messages.
 std::string node_name(const ort::Api& api, const ort::KernelInfo* info, const char* op);
 
+// An attribute that must be there and in this range.
+int64_t int_attribute(const ort::Api& api, const ort::KernelInfo* info, const std::string& node, const char* name,
+                      int64_t smallest, int64_t largest);
+
 const ort::Value* input(const ort::Api& api, const ort::KernelContext* context, size_t index);
 
 std::vector<int64_t> shape_of(const ort::Api& api, const ort::Value* value);

@@ -32,6 +32,7 @@ Api load_api(const ApiTable* table) {
   read_entry(table, 99, api.ReleaseTensorTypeAndShapeInfo);
   read_entry(table, 101, api.ReleaseCustomOpDomain);
   read_entry(table, 244, api.KernelInfo_GetNodeName);
+  read_entry(table, 249, api.KernelInfoGetConstantInput_tensor);
   read_entry(table, 268, api.ShapeInferContext_GetInputTypeShape);
   read_entry(table, 270, api.ShapeInferContext_SetOutputTypeShape);
   read_entry(table, 271, api.SetSymbolicDimensions);

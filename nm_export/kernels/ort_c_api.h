@@ -34,7 +34,7 @@ enum ErrorCode : int {
   kInvalidGraph = 10,
 };
 
-enum ElementType : int { kFloat = 1, kFloat16 = 10, kBFloat16 = 16 };
+enum ElementType : int { kFloat = 1, kUInt8 = 2, kInt8 = 3, kFloat16 = 10, kBFloat16 = 16, kUInt4 = 21, kInt4 = 22 };
 enum Characteristic : int { kInputRequired = 0 };
 enum MemoryType : int { kMemoryDefault = 0 };
 
@@ -66,6 +66,7 @@ struct Api {
 
   Status* (*KernelInfoGetAttribute_int64)(const KernelInfo*, const char*, int64_t*);
   Status* (*KernelInfo_GetNodeName)(const KernelInfo*, char*, size_t*);
+  Status* (*KernelInfoGetConstantInput_tensor)(const KernelInfo*, size_t, int* is_constant, const Value**);
   Status* (*KernelContext_GetInput)(const KernelContext*, size_t, const Value**);
   Status* (*KernelContext_GetOutput)(KernelContext*, size_t, const int64_t*, size_t, Value**);
   Status* (*KernelContext_ParallelFor)(const KernelContext*, void (*)(void*, size_t), size_t, size_t, void*);

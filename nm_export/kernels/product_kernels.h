@@ -8,9 +8,24 @@
 
 namespace nm_export {
 
-// How a weight is stored. Sums are float32 whatever it is.
-enum class WeightType { kFloat32, kFloat16, kBFloat16 };
-constexpr int kWeightTypes = 3;
+// How a weight is stored. Sums are float32 whatever it is. The integers are codes of a quantized weight.
+enum class WeightType { kFloat32, kFloat16, kBFloat16, kInt8, kUInt8, kInt4, kUInt4 };
+constexpr int kWeightTypes = 7;
+
+// A weight of [channels, columns]. It needs no alignment beyond that of its type.
+struct Weight {
+  WeightType type;
+  const void* data;  // two numbers of 4 bits share a byte, the first has the low bits; then `columns` is even
+  size_t columns;
+
+  // Of codes, which stand for (code - zero point) * scale, with one scale and one zero point for `block_size` columns
+  // of a channel.
+  const float* scales;      // [channels, blocks]
+  const void* zero_points;  // [channels, blocks], stored like `data`; null where all are 0
+  size_t block_size;        // a power of two, kSmallestBlock or more
+  size_t blocks;            // columns / block_size, rounded up
+};
+constexpr size_t kSmallestBlock = 16;
 
 // Channels are taken in blocks, one for every bit of a mask.
 constexpr size_t kBlockChannels = 64;
@@ -20,6 +35,14 @@ struct Rows {
   const uint32_t* row;
   const float* value;
   size_t count;
+};
+
+// Rows and columns of a weight. The first column is a multiple of 64.
+struct Part {
+  size_t first_row;
+  size_t rows;
+  size_t first_column;
+  size_t columns;
 };
 
 // The channels of some tokens in one block, packed one token after the other.
@@ -48,17 +71,16 @@ struct ProductKernels {
   uint64_t (*compact)(const float* v, size_t channels, size_t first, uint32_t* row, float* value);
 
   // y[c] += sum over i of add.value[i] * W[add.row[i], c], for c < columns, while the rows `next` are prefetched;
-  // next.count <= kBlockChannels, next.value is not used. `weight` is at the first of these columns and a row has
-  // `stride` numbers. Indexed by WeightType.
-  void (*add_rows[kWeightTypes])(const void* weight, size_t stride, const Rows& add, const Rows& next, size_t columns,
-                                 float* y);
+  // next.count <= kBlockChannels, next.value is not used. W[., 0] is the weight's column `first_column`, where a block
+  // of codes begins. Indexed by WeightType.
+  void (*add_rows[kWeightTypes])(const Weight& weight, size_t first_column, const Rows& add, const Rows& next,
+                                 size_t columns, float* y);
 
   // A tile holds the weights of a block of channels in so many columns, as float32, one row after the other.
   size_t tile_columns;
 
-  // Packs `rows` rows of `columns` numbers to a tile. What the tile has more is left as it is. Indexed by WeightType.
-  void (*pack_tile[kWeightTypes])(const void* weight, size_t stride, size_t rows, size_t columns, float* tile,
-                                  Prefetch& next);
+  // Packs a part of a weight to a tile. What the tile has more is left as it is. Indexed by WeightType.
+  void (*pack_tile[kWeightTypes])(const Weight& weight, const Part& part, float* tile, Prefetch& next);
 
   // Packs `channels` <= kBlockChannels channels of a token for BlockInput, and returns their mask.
   uint64_t (*pack_channels)(const float* v, size_t channels, float* x);

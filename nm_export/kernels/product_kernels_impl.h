@@ -9,16 +9,16 @@
 #include <intrin.h>
 #endif
 
+#include "code_kernels_impl.h"
 #include "element_types.h"
 #include "float_bits.h"
 #include "product_kernels.h"
+#include "tile_prefetch.h"
 
 namespace nm_export {
 namespace {
 
 constexpr size_t kRowsAtOnce = 8;
-constexpr size_t kCacheLine = 64;
-constexpr size_t kTileVectors = 8;  // as many sums as hide the latency of multiply-add, and few enough registers
 
 // The position of the lowest bit that is set. There is one.
 inline size_t lowest_bit(uint64_t mask) {
@@ -71,13 +71,14 @@ void add_group(const Stored* const* row, const float* value, const Stored* const
 }
 
 template <class Lanes, class Stored>
-void add_rows(const void* weight, size_t stride, const Rows& add, const Rows& next, size_t columns, float* y) {
+void add_rows(const Weight& weight, size_t first_column, const Rows& add, const Rows& next, size_t columns, float* y) {
   using AddGroup = void (*)(const Stored* const*, const float*, const Stored* const*, size_t, size_t, float*);
   constexpr AddGroup kAddGroups[kRowsAtOnce] = {add_group<Lanes, Stored, 1>, add_group<Lanes, Stored, 2>,
                                                 add_group<Lanes, Stored, 3>, add_group<Lanes, Stored, 4>,
                                                 add_group<Lanes, Stored, 5>, add_group<Lanes, Stored, 6>,
                                                 add_group<Lanes, Stored, 7>, add_group<Lanes, Stored, 8>};
-  const auto* first = static_cast<const Stored*>(weight);
+  const auto* first = static_cast<const Stored*>(weight.data) + first_column;
+  const size_t stride = weight.columns;
   const size_t groups = (add.count + kRowsAtOnce - 1) / kRowsAtOnce;
   const Stored* rows[kRowsAtOnce];
   const Stored* next_rows[kBlockChannels];
@@ -93,27 +94,15 @@ void add_rows(const void* weight, size_t stride, const Rows& add, const Rows& ne
   }
 }
 
-template <class Lanes>
-void prefetch_step(Prefetch& next) {
-  for (size_t i = 0; i < next.lines_per_step && next.rows > 0; ++i) {
-    Lanes::prefetch_far(next.at + next.line * kCacheLine);
-    if (++next.line == next.row_lines) {
-      next.line = 0;
-      next.at += next.stride;
-      --next.rows;
-    }
-  }
-}
-
 template <class Lanes, class Stored>
-void pack_tile(const void* weight, size_t stride, size_t rows, size_t columns, float* tile, Prefetch& next) {
+void pack_tile(const Weight& weight, const Part& part, float* tile, Prefetch& next) {
   constexpr size_t kTileColumns = kTileVectors * Lanes::kWidth;
-  const auto* row = static_cast<const Stored*>(weight);
-  for (size_t k = 0; k < rows; ++k, row += stride, tile += kTileColumns) {
+  const auto* row = static_cast<const Stored*>(weight.data) + part.first_row * weight.columns + part.first_column;
+  for (size_t k = 0; k < part.rows; ++k, row += weight.columns, tile += kTileColumns) {
     if (k % kPackedRowsPerStep == 0) prefetch_step<Lanes>(next);
     size_t c = 0;
-    for (; c + Lanes::kWidth <= columns; c += Lanes::kWidth) Lanes::store(tile + c, Lanes::load(row + c));
-    for (; c < columns; ++c) tile[c] = Lanes::one(row + c);
+    for (; c + Lanes::kWidth <= part.columns; c += Lanes::kWidth) Lanes::store(tile + c, Lanes::load(row + c));
+    for (; c < part.columns; ++c) tile[c] = Lanes::one(row + c);
   }
 }
 
@@ -164,12 +153,16 @@ void add_tile(const float* tile, const BlockInput& input, size_t columns, float*
   kAddTiles[(columns - 1) / Lanes::kWidth](tile, input, y, next);
 }
 
-template <class Lanes>
+template <class Lanes, class Codes = PlainCodes<Lanes>>
 constexpr ProductKernels product_kernels() {
   return {Lanes::compact,
-          {add_rows<Lanes, float>, add_rows<Lanes, Float16>, add_rows<Lanes, BFloat16>},
+          {add_rows<Lanes, float>, add_rows<Lanes, Float16>, add_rows<Lanes, BFloat16>,
+           add_code_rows<Lanes, Codes, 8, true>, add_code_rows<Lanes, Codes, 8, false>,
+           add_code_rows<Lanes, Codes, 4, true>, add_code_rows<Lanes, Codes, 4, false>},
           kTileVectors * Lanes::kWidth,
-          {pack_tile<Lanes, float>, pack_tile<Lanes, Float16>, pack_tile<Lanes, BFloat16>},
+          {pack_tile<Lanes, float>, pack_tile<Lanes, Float16>, pack_tile<Lanes, BFloat16>,
+           pack_code_tile<Lanes, Codes, 8, true>, pack_code_tile<Lanes, Codes, 8, false>,
+           pack_code_tile<Lanes, Codes, 4, true>, pack_code_tile<Lanes, Codes, 4, false>},
           pack_channels<Lanes>,
           add_tile<Lanes>};
 }

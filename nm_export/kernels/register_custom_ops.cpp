@@ -1,13 +1,16 @@
 // The entry points of the library.
 
+#include <cstdio>
 #include <map>
 #include <mutex>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "exported.h"
 #include "nm_topk_op.h"
 #include "ort_c_api.h"
+#include "sparse_matmul_nbits_op.h"
 #include "sparse_matmul_op.h"
 
 namespace nm_export {
@@ -15,19 +18,22 @@ namespace {
 
 struct Domain {
   ort::Api api;
-  Operator operators[8];
+  std::vector<Operator> operators;
   ort::CustomOpDomain* handle = nullptr;
 
-  explicit Domain(const ort::ApiTable* table)
-      : api(ort::load_api(table)),
-        operators{make_nm_topk_op(&api, ort::kFloat),
-                  make_nm_topk_op(&api, ort::kFloat16),
-                  make_nm_topk_op(&api, ort::kBFloat16),
-                  make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kFloat),
-                  make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kFloat16),
-                  make_nm_sparse_matmul_op(&api, ort::kFloat, ort::kBFloat16),
-                  make_nm_sparse_matmul_op(&api, ort::kFloat16, ort::kFloat16),
-                  make_nm_sparse_matmul_op(&api, ort::kBFloat16, ort::kBFloat16)} {}
+  Domain(const ort::ApiTable* table, bool has_4_bits) : api(ort::load_api(table)) {
+    const ort::ElementType value_types[] = {ort::kFloat, ort::kFloat16, ort::kBFloat16};
+    for (const ort::ElementType type : value_types) {
+      operators.push_back(make_nm_topk_op(&api, type));
+      operators.push_back(make_nm_sparse_matmul_op(&api, type, type));
+      if (type != ort::kFloat) operators.push_back(make_nm_sparse_matmul_op(&api, ort::kFloat, type));
+      operators.push_back(make_nm_sparse_matmul_nbits_op(&api, type, ort::kInt8));
+      operators.push_back(make_nm_sparse_matmul_nbits_op(&api, type, ort::kUInt8));
+      if (!has_4_bits) continue;
+      operators.push_back(make_nm_sparse_matmul_nbits_op(&api, type, ort::kInt4));
+      operators.push_back(make_nm_sparse_matmul_nbits_op(&api, type, ort::kUInt4));
+    }
+  }
   Domain(const Domain&) = delete;
   Domain& operator=(const Domain&) = delete;
 };
@@ -40,15 +46,22 @@ ort::Status* fill(Domain& domain) {
   return nullptr;
 }
 
+// ONNX Runtime knows tensors of 4 bits from 1.19 on. Not asked of GetApi, which prints a complaint where it has no such
+// version.
+bool knows_4_bits(const char* version) {
+  int major = 0, minor = 0;
+  return std::sscanf(version, "%d.%d", &major, &minor) == 2 && (major > 1 || minor >= 19);
+}
+
 // Several copies of ONNX Runtime in one process (onnxruntime and onnxruntime-genai) have an API each but share this
 // library. Sessions hold on to the domain, whose end is not known here, so it is never freed.
-ort::Status* domain_of(const ort::ApiTable* table, Domain** result) {
+ort::Status* domain_of(const ort::ApiTable* table, bool has_4_bits, Domain** result) {
   static std::mutex mutex;
   static auto& domains = *new std::map<const ort::ApiTable*, Domain*>;
   const std::lock_guard<std::mutex> lock(mutex);
   Domain*& domain = domains[table];
   if (domain == nullptr) {
-    auto* made = new Domain(table);
+    auto* made = new Domain(table, has_4_bits);
     if (ort::Status* status = fill(*made)) return status;
     domain = made;
   }
@@ -73,7 +86,7 @@ NM_EXPORT_API nm_export::ort::Status* RegisterCustomOps(nm_export::ort::SessionO
   }
   try {
     Domain* domain = nullptr;
-    if (ort::Status* status = domain_of(table, &domain)) return status;
+    if (ort::Status* status = domain_of(table, knows_4_bits(base->GetVersionString()), &domain)) return status;
     return domain->api.AddCustomOpDomain(options, domain->handle);
   } catch (const std::bad_alloc&) {
     return ort::create_status(table, ort::kRuntimeException, "nm_export: out of memory");

@@ -25,7 +25,20 @@ constexpr size_t kColumnUnit = 64;
 // Products and sums of a task that are worth the start of another worker: some 10 microseconds.
 constexpr size_t kWorkOfTask = size_t{1} << 16;
 
-size_t size_of(WeightType type) { return type == WeightType::kFloat32 ? 4 : 2; }
+size_t bits_of(WeightType type) {
+  switch (type) {
+    case WeightType::kFloat32:
+      return 32;
+    case WeightType::kFloat16:
+    case WeightType::kBFloat16:
+      return 16;
+    case WeightType::kInt8:
+    case WeightType::kUInt8:
+      return 8;
+    default:
+      return 4;
+  }
+}
 
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
@@ -38,7 +51,7 @@ SparseMatMul::SparseMatMul(const ProductKernels& kernels, const SparseProduct& p
       blocks_(ceil_div(product.channels, kBlockChannels)),
       by_rows_(product.tokens <= kFewTokens) {
   // Half of the channels are kept in the usual patterns.
-  const size_t work = product.tokens * ceil_div(product.channels, 2) * product.columns;
+  const size_t work = product.tokens * ceil_div(product.channels, 2) * product.weight.columns;
   workers = std::max<size_t>(1, std::min(workers, work / kWorkOfTask));
   if (by_rows_) {
     cut_columns(workers, kRowColumns);
@@ -52,11 +65,12 @@ SparseMatMul::SparseMatMul(const ProductKernels& kernels, const SparseProduct& p
   token_tasks_ = ceil_div(product.tokens, tokens_per_task_);
 }
 
-// Into as many equal parts as keep all workers busy, of at most `widest` columns.
+// Into as many equal parts as keep all workers busy, of at most `widest` columns. A part begins with a block of codes.
 void SparseMatMul::cut_columns(size_t workers, size_t widest) {
-  const size_t parts = ceil_div(ceil_div(product_.columns, widest), workers) * workers;
-  columns_per_task_ = ceil_div(ceil_div(product_.columns, parts), kColumnUnit) * kColumnUnit;
-  column_tasks_ = ceil_div(product_.columns, columns_per_task_);
+  const size_t unit = std::max(kColumnUnit, product_.weight.block_size);
+  const size_t parts = ceil_div(ceil_div(product_.weight.columns, widest), workers) * workers;
+  columns_per_task_ = ceil_div(ceil_div(product_.weight.columns, parts), unit) * unit;
+  column_tasks_ = ceil_div(product_.weight.columns, columns_per_task_);
 }
 
 void SparseMatMul::list_rows(CallBuffers& buffers) {
@@ -98,14 +112,23 @@ Rows SparseMatMul::rows_of_any_token(size_t block) const {
   return rows_of(block, lists_per_block_ - 1);
 }
 
-const char* SparseMatMul::weight_at(size_t channel, size_t column) const {
-  return static_cast<const char*>(product_.weight) +
-         (channel * product_.columns + column) * size_of(product_.weight_type);
+size_t SparseMatMul::bytes_of(size_t weights) const { return weights * bits_of(product_.weight.type) / 8; }
+
+// Of a part of the weight, in so many steps.
+Prefetch SparseMatMul::prefetch(const Part& part, size_t steps) const {
+  const size_t first = part.first_row * product_.weight.columns + part.first_column;
+  Prefetch next{};
+  next.at = static_cast<const char*>(product_.weight.data) + bytes_of(first);
+  next.stride = bytes_of(product_.weight.columns);
+  next.row_lines = ceil_div(bytes_of(part.columns), kCacheLine);
+  next.rows = part.rows;
+  next.lines_per_step = ceil_div(next.row_lines * next.rows, steps);
+  return next;
 }
 
 void SparseMatMul::run(size_t task, WorkerBuffers& buffers) const {
   const size_t first_column = task % column_tasks_ * columns_per_task_;
-  const size_t columns = std::min(columns_per_task_, product_.columns - first_column);
+  const size_t columns = std::min(columns_per_task_, product_.weight.columns - first_column);
   if (by_rows_) {
     add_rows(first_column, columns);
   } else {
@@ -115,28 +138,28 @@ void SparseMatMul::run(size_t task, WorkerBuffers& buffers) const {
 }
 
 void SparseMatMul::add_rows(size_t first_column, size_t columns) const {
-  const auto add = kernels_.add_rows[static_cast<int>(product_.weight_type)];
+  const auto add = kernels_.add_rows[static_cast<int>(product_.weight.type)];
   const float* bias = product_.bias + first_column;
   const float* offset = product_.offset + first_column;
   const size_t tokens = product_.tokens;
   float* const y = product_.y + first_column;
   for (size_t t = 0; t < tokens; ++t) {
     const float shift = product_.token_shift[t];
-    for (size_t c = 0; c < columns; ++c) y[t * product_.columns + c] = shift * offset[c] + bias[c];
+    for (size_t c = 0; c < columns; ++c) y[t * product_.weight.columns + c] = shift * offset[c] + bias[c];
   }
   for (size_t block = 0; block < blocks_; ++block) {
     const Rows next = rows_of_any_token(block + 1);
     for (size_t t = 0; t < tokens; ++t) {
       const size_t start = next.count * t / tokens;
       const Rows share{next.row + start, nullptr, next.count * (t + 1) / tokens - start};
-      add(weight_at(0, first_column), product_.columns, rows_of(block, t), share, columns, y + t * product_.columns);
+      add(product_.weight, first_column, rows_of(block, t), share, columns, y + t * product_.weight.columns);
     }
   }
 }
 
 void SparseMatMul::add_tiles(size_t first_column, size_t columns, size_t first_token, size_t tokens,
                              WorkerBuffers& buffers) const {
-  const auto pack = kernels_.pack_tile[static_cast<int>(product_.weight_type)];
+  const auto pack = kernels_.pack_tile[static_cast<int>(product_.weight.type)];
   const size_t tile_columns = kernels_.tile_columns;
   const size_t tiles = ceil_div(columns, tile_columns);
   float* const tile = buffers.tile.reserve(kBlockChannels * tile_columns);
@@ -152,23 +175,19 @@ void SparseMatMul::add_tiles(size_t first_column, size_t columns, size_t first_t
       masks[t] = kernels_.pack_channels(values + t * product_.channels + k, rows, x + t * kBlockChannels);
     }
     // Meanwhile the next block comes to the second-level cache.
-    Prefetch next{};
-    next.at = weight_at(k + rows, first_column);
-    next.stride = product_.columns * size_of(product_.weight_type);
-    next.row_lines = ceil_div(columns * size_of(product_.weight_type), kCacheLine);
-    next.rows = std::min(kBlockChannels, product_.channels - k - rows);
-    next.lines_per_step = ceil_div(next.row_lines * next.rows, tiles * (tokens + ceil_div(rows, kPackedRowsPerStep)));
+    const Part next_block{k + rows, std::min(kBlockChannels, product_.channels - k - rows), first_column, columns};
+    Prefetch next = prefetch(next_block, tiles * (tokens + ceil_div(rows, kPackedRowsPerStep)));
     for (size_t i = 0; i < tiles; ++i) {
       const size_t start = i * tile_columns;
       const size_t count = std::min(tile_columns, columns - start);
-      pack(weight_at(k, first_column + start), product_.columns, rows, count, tile, next);
+      pack(product_.weight, Part{k, rows, first_column + start, count}, tile, next);
       kernels_.add_tile(tile, BlockInput{x, masks, tokens}, count, sums + start * tokens, next);
     }
   }
 
   for (size_t t = 0; t < tokens; ++t) {
     const float shift = product_.token_shift[first_token + t];
-    float* const y = product_.y + (first_token + t) * product_.columns;
+    float* const y = product_.y + (first_token + t) * product_.weight.columns;
     for (size_t start = 0; start < columns; start += tile_columns) {
       const float* sum = sums + start * tokens + t * tile_columns;
       const size_t count = std::min(tile_columns, columns - start);

@@ -11,16 +11,14 @@ namespace nm_export {
 
 // y = values W + token_shift * offset + bias.
 struct SparseProduct {
+  Weight weight;             // [channels, columns]
   const float* values;       // [tokens, channels]
-  const void* weight;        // [channels, columns], of `weight_type`; needs no alignment beyond its type's
   const float* bias;         // [columns]
   const float* token_shift;  // [tokens]
   const float* offset;       // [columns]
   float* y;                  // [tokens, columns]
   size_t tokens;
   size_t channels;  // < 2^32
-  size_t columns;
-  WeightType weight_type;
 };
 
 // Buffers of one call, and of one worker of it, kept between calls.
@@ -55,7 +53,8 @@ class SparseMatMul {
   Rows rows_of_any_token(size_t block) const;
   void add_rows(size_t first_column, size_t columns) const;
   void add_tiles(size_t first_column, size_t columns, size_t first_token, size_t tokens, WorkerBuffers& buffers) const;
-  const char* weight_at(size_t channel, size_t column) const;
+  size_t bytes_of(size_t weights) const;
+  Prefetch prefetch(const Part& part, size_t steps) const;
 
   const ProductKernels& kernels_;
   const SparseProduct product_;
