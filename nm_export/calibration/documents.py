@@ -24,16 +24,24 @@ _CHUNK_CHARACTERS = 1 << 16
 def load_text(section: TextSection) -> Iterator[str]:
     """Documents of the section's dataset and split, one string each, in a fixed order; empty ones are left out.
 
-    Raises UserError, here or while iterating, where the file, split or column does not exist or cannot be read.
+    Whatever file exists is text, except that `.jsonl` and `.parquet` are tables. Raises UserError, here or while
+    iterating, where the file, split or column does not exist or cannot be read.
     """
     path = Path(section.dataset).expanduser()
     if section.dataset.startswith("builtin:"):
         documents = _builtin(section)
-    elif path.suffix.lower() in _READERS:
+    elif path.suffix.lower() in _READERS or _exists(path):
         documents = _local(path, section)
     else:
         documents = hub_documents(section)
     return (text for text in documents if text.strip())
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no path at all: too long
+        return False
 
 
 def _local(path: Path, section: TextSection) -> Iterator[str]:
@@ -41,7 +49,7 @@ def _local(path: Path, section: TextSection) -> Iterator[str]:
     if not path.is_file():
         raise UserError(f"{section.key}.dataset: there is no file {path} (looked from {Path.cwd()})")
     try:
-        yield from _READERS[path.suffix.lower()](path, section)
+        yield from _READERS.get(path.suffix.lower(), _text_file)(path, section)
     except UnicodeDecodeError as error:
         raise UserError(f"{section.key}.dataset: {path} is not UTF-8 text: {error.reason}") from error
     except OSError as error:

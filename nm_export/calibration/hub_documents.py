@@ -22,7 +22,7 @@ def hub_documents(section: TextSection) -> Iterator[str]:
     except ImportError as error:
         raise UserError(
             f'{section.key}.dataset: {section.dataset} needs the datasets library; pip install "nm_export[data]" '
-            "(local .txt and .jsonl files and builtin:python-docs do not need it)"
+            "(local text and .jsonl files and builtin:python-docs do not need it)"
         ) from error
     try:
         builder = datasets.load_dataset_builder(section.dataset, section.name, revision=section.revision)

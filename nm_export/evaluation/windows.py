@@ -136,23 +136,8 @@ def _folder(folder: Path, text_column: str) -> Iterator[str]:
 
 
 def _file(path: Path, split: str, text_column: str) -> Iterator[str]:
-    suffix = path.suffix.lower()
-    if suffix in _TABLES:
-        return _joined(load_text(_section(str(path), split, text_column)))
-    if suffix == ".txt":
-        return load_text(_section(str(path), split, text_column))  # in chunks of whole lines
-    if split != "all":
-        raise UserError(f"{path} has no split {split}: only .txt, .jsonl and .parquet files are divided")
-    return iter([_whole(path)])
-
-
-def _whole(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    documents = load_text(_section(str(path), split, text_column))
+    return _joined(documents) if path.suffix.lower() in _TABLES else documents  # text comes in chunks of whole lines
 
 
 def _joined(documents: Iterator[str]) -> Iterator[str]:

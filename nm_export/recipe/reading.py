@@ -11,14 +11,15 @@ from pydantic_core import ErrorDetails
 
 from nm_export.errors import UserError
 from nm_export.recipe.model import Recipe
+from nm_export.recipe.settings import Setting, apply_settings
 from nm_export.recipe.yaml_values import MAX_CHARACTERS, KeyPath, dotted, parse_yaml
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str | Setting] = ()) -> Recipe:
     """Read a recipe file and apply settings `key.path=value` (values in YAML) on top of it.
 
-    Relative paths inside the recipe are relative to the working directory. Raises UserError, one sentence naming the
-    file, the line and the key path.
+    A dataset that is set takes the place of the file's, with its subset, split, column and revision. Relative paths
+    inside the recipe are relative to the working directory. Raises UserError, one sentence naming file, line and key.
     """
     path = Path(path)
     origin = str(path)
@@ -27,11 +28,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise UserError(f"{origin}: the file is empty; a recipe needs at least model.source")
     if not isinstance(values, dict):
         raise UserError(f"{origin}: a recipe is a mapping of sections (model:, sparsity:, ...), not {_kind(values)}")
-    settings: dict[KeyPath, str] = {}
-    for setting in overrides:
-        key_path = _apply_setting(values, setting)
-        settings[key_path] = f"--set {setting}"
-    return _validate(values, origin, lines, settings)
+    return _validate(values, origin, lines, apply_settings(values, overrides))
+
+
+def recipe_from_settings(settings: Sequence[str | Setting]) -> Recipe:
+    """A recipe without a file. Raises UserError, one sentence naming the setting."""
+    values: dict[str, Any] = {}
+    return _validate(values, "recipe", {}, apply_settings(values, settings))
 
 
 def parse_recipe(text: str, origin: str = "recipe") -> Recipe:
@@ -60,35 +63,6 @@ def _read(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not a UTF-8 text file (byte {error.start}); is this the right file?") from error
-
-
-def _apply_setting(values: dict[str, Any], setting: str) -> KeyPath:
-    """Write `key.path=value` into `values`; returns the key path. Numbers index into lists."""
-    key_path, equals, text = setting.partition("=")
-    words = key_path.strip().split(".")
-    if not equals or not all(words):
-        raise UserError(f"--set {setting}: write key.path=value, for example --set sparsity.pattern=4:8")
-    value, _ = parse_yaml(text, f"--set {setting}")
-    at: Any = values
-    path: KeyPath = ()
-    for depth, word in enumerate(words):
-        last = depth == len(words) - 1
-        if isinstance(at, list):
-            if not word.isdecimal() or int(word) >= len(at):
-                raise UserError(f"--set {setting}: {dotted(path)} has the entries 0 to {len(at) - 1}, not {word!r}")
-            key: str | int = int(word)
-        elif isinstance(at, dict):
-            key = word
-            if not last and at.get(key) is None:
-                at[key] = {}
-        else:
-            raise UserError(f"--set {setting}: {dotted(path)} is a single value and has no key {word!r}")
-        path = (*path, key)
-        if last:
-            at[key] = value
-        else:
-            at = at[key]
-    return path
 
 
 def _validate(values: dict[str, Any], origin: str, lines: dict[KeyPath, int], settings: dict[KeyPath, str]) -> Recipe:

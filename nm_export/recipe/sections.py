@@ -218,8 +218,8 @@ class TextSection(Section):
     """A text and how it is cut into token sequences."""
 
     dataset: Annotated[str, Field(min_length=1)] = "builtin:python-docs"
-    """A Hub dataset id, a local `.txt`, `.jsonl` or `.parquet` file, or `builtin:python-docs`, the language reference
-    that comes with Python (needs no network)."""
+    """A Hub dataset id, a local file (text; `.jsonl` and `.parquet` are tables), or `builtin:python-docs`, the language
+    reference that comes with Python (needs no network)."""
 
     name: str | None = None
     """Subset (configuration) of a Hub dataset."""

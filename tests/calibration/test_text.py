@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from nm_export.calibration import documents
 from nm_export.calibration import text as text_module
 from nm_export.calibration.text import load_text, read_sequences, token_sequences
 from nm_export.errors import UserError
@@ -44,12 +45,12 @@ def text(sections: TextSection) -> str:
     return "".join(load_text(sections))
 
 
-@pytest.fixture(params=["txt", "jsonl", "parquet", "builtin"])
+@pytest.fixture(params=["txt", "raw", "jsonl", "parquet", "builtin"])
 def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The same thousand numbered lines in every local format, and the built-in text."""
     rows = [f"line {index} of the text, äöü\n" for index in range(1000)]
     path = tmp_path / f"numbers.{request.param}"
-    if request.param == "txt":
+    if request.param in ("txt", "raw"):
         path.write_text("".join(rows), encoding="utf-8")
     elif request.param == "jsonl":
         path.write_text("".join(json.dumps({"text": row, "id": 1}) + "\n" for row in rows), encoding="utf-8")
@@ -199,6 +200,17 @@ def test_a_parquet_file_without_the_column(tmp_path: Path) -> None:
     assert list(load_text(section(path, text_column="content"))) == ["words"]
     with pytest.raises(UserError, match="holds int"):
         list(load_text(section(path, text_column="id")))
+
+
+def test_what_is_no_file_is_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(documents, "hub_documents", lambda section: iter([asked.append(section.dataset) or "words"]))
+    monkeypatch.chdir(tmp_path)
+    for name in ("org/corpus", "corpus", "x" * 5000, str(tmp_path)):
+        assert text(section(name)) == "words"
+    assert asked == ["org/corpus", "corpus", "x" * 5000, str(tmp_path)]
+    (tmp_path / "corpus").write_text("a file\n")
+    assert text(section("corpus")) == "a file\n"
 
 
 def test_unknown_built_in_text() -> None:

@@ -92,8 +92,9 @@ def test_other_columns(tokenizer, tmp_path):
     assert text_of(tokenizer, result) == "some words"
 
 
-def test_splits(tokenizer, tmp_path):
-    path = tmp_path / "text.txt"
+@pytest.mark.parametrize("name", ["text.txt", "wiki.valid.raw", "text"])
+def test_splits(tokenizer, tmp_path, name):
+    path = tmp_path / name
     path.write_text(TEXT)
     rest = read_windows(tokenizer, f"{path}@validation", window=10, windows=4)
     assert text_of(tokenizer, rest) == TEXT[-len(TEXT) // 5 :].split("\n", 1)[1][:40]
@@ -120,7 +121,7 @@ def test_the_built_in_text_is_held_out_by_default(tokenizer):
         ("{tmp}/latin.raw", ["latin.raw", "UTF-8"]),
         ("{tmp}/empty", ["empty", "no files"]),
         ("{tmp}/empty@train", ["no split train"]),
-        ("{tmp}/short.raw@train", ["no split train", ".txt"]),
+        ("{tmp}/short.raw@test", ["test", "short.raw", "train, validation, all"]),
     ],
 )
 def test_mistakes(tokenizer, tmp_path, text, parts):
