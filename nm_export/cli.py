@@ -1,34 +1,20 @@
-"""The command line: words to calls of the package, and exceptions to one sentence and an exit code.
+"""The command line: words to calls of the package.
 
 Everything heavy is imported inside the commands, so that `nm-export --help` answers at once.
 """
 
 import difflib
-import errno
-import logging
-import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from nm_export.errors import NMExportError
-
-EXIT_INTERRUPTED = 130
-
-_STORAGE_ERRORS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EACCES: "no permission",
-    errno.EPERM: "no permission",
-    errno.EROFS: "the file system is read-only",
-}
+from nm_export.console import explained, show
 
 
 class ExportByDefault(TyperGroup):
@@ -187,7 +173,7 @@ def export(
 
       nm-export recipes/mistral_8of16.yaml --push-to-hub --private
     """
-    with _explained(verbose):
+    with explained(verbose):
         from nm_export.recipe import load_recipe
 
         loaded = load_recipe(recipe, settings or ())
@@ -204,11 +190,11 @@ def export(
         if dry_run:
             from nm_export.dry_run import dry_run as describe
 
-            _print(describe(loaded, **options))
+            show(describe(loaded, **options))
         else:
             from nm_export import pipeline
 
-            _print(pipeline.run(loaded, **options, verbose=verbose))
+            show(pipeline.run(loaded, **options, verbose=verbose))
 
 
 @app.command()
@@ -231,10 +217,10 @@ def publish(
 
       nm-export publish output/smollm2-135m-8of16 --repo-id me/SmolLM2-8of16 --revision experiment --create-pr
     """
-    with _explained(verbose):
+    with explained(verbose):
         from nm_export import pipeline
 
-        _print(
+        show(
             pipeline.publish_folder(
                 folder,
                 repo_id=repo_id,
@@ -249,10 +235,10 @@ def publish(
 @app.command()
 def verify(folder: Folder, verbose: Verbose = False) -> None:
     """Check again that every form of an exported model agrees."""
-    with _explained(verbose):
+    with explained(verbose):
         from nm_export import pipeline
 
-        _print(pipeline.verify_folder(folder))
+        show(pipeline.verify_folder(folder))
 
 
 @app.command()
@@ -270,10 +256,10 @@ def generate(
 
       nm-export generate output/smollm2-135m-8of16 "What is the capital of France?" --backend onnx
     """
-    with _explained(verbose):
+    with explained(verbose):
         from nm_export.generation import generate as continue_text
 
-        _print(continue_text(folder, prompt, backend=backend.value, max_new_tokens=max_new_tokens, dense=dense))
+        show(continue_text(folder, prompt, backend=backend.value, max_new_tokens=max_new_tokens, dense=dense))
 
 
 @bench.callback()
@@ -300,7 +286,7 @@ def bench_model(
     verbose: Verbose = False,
 ) -> None:
     """Time an exported model against its dense twin, in ONNX Runtime and onnxruntime-genai."""
-    with _explained(verbose), _measured(json_file) as report:
+    with explained(verbose), _measured(json_file) as report:
         from nm_export.benchmark import benchmark_model
         from nm_export.benchmark.report import this_command
 
@@ -325,7 +311,7 @@ def bench_decoder(
     verbose: Verbose = False,
 ) -> None:
     """Time a few layers of an architecture, with random weights, against their dense twin."""
-    with _explained(verbose), _measured(json_file) as report:
+    with explained(verbose), _measured(json_file) as report:
         from nm_export.benchmark import benchmark_decoder
         from nm_export.benchmark.report import this_command
 
@@ -373,7 +359,7 @@ def bench_operators(
     verbose: Verbose = False,
 ) -> None:
     """Time the operators on every linear shape of an architecture against ONNX Runtime's own."""
-    with _explained(verbose), _measured(json_file) as report:
+    with explained(verbose), _measured(json_file) as report:
         from nm_export.benchmark import benchmark_operators, operators, roofline
         from nm_export.benchmark.report import this_command
         from nm_export.benchmark.timing import Clock
@@ -405,7 +391,7 @@ def bench_page(
     verbose: Verbose = False,
 ) -> None:
     """Write a page of results beside what was wanted."""
-    with _explained(verbose):
+    with explained(verbose):
         from nm_export.benchmark.page import read_report, write_page
 
         write_page(page, [read_report(path) for path in results], note)
@@ -460,7 +446,7 @@ def evaluate(
 
       nm-export evaluate sample:smollm2-135m-instruct --tasks piqa_jsonl --task-data data
     """
-    with _explained(verbose):
+    with explained(verbose):
         from nm_export.evaluation import evaluate as measure
         from nm_export.evaluation.report import check_json_target, write_json
 
@@ -484,7 +470,7 @@ def evaluate(
         )
         if json_file is not None:
             write_json(json_file, result.to_dict())
-        _print(result)
+        show(result)
 
 
 @app.command()
@@ -494,7 +480,7 @@ def enable_genai(
     verbose: Verbose = False,
 ) -> None:
     """Put this platform's kernel beside the ONNX model and switch it on for onnxruntime-genai."""
-    with _explained(verbose):
+    with explained(verbose):
         from nm_export.onnx import disable_library, enable_library
 
         if off:
@@ -515,63 +501,9 @@ def _measured(json_file: Path | None) -> Iterator[Callable[[Any], None]]:
     def report(result: Any) -> None:
         if json_file is not None:
             write_json(json_file, result.to_dict())
-        _print(result)
+        show(result)
 
     yield report
-
-
-def _print(result: object) -> None:
-    """Show what a call returned: a rich renderable as such, anything else as its text."""
-    if result is None:
-        return
-    from rich.console import Console
-
-    if hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
-        Console().print(result, highlight=False, crop=False)  # code to copy may be wider than the window
-    else:
-        typer.echo(str(result))
-
-
-@contextmanager
-def _explained(verbose: bool) -> Iterator[None]:
-    """Run a command's body; if it stops, say why in one sentence on stderr and exit with the matching code."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
-    logging.getLogger("nm_export").setLevel(logging.DEBUG if verbose else logging.INFO)
-    try:
-        yield
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written was left behind, the same command starts again", EXIT_INTERRUPTED)
-    except NMExportError as error:
-        _fail(str(error), error.exit_code, verbose)
-    except MemoryError:
-        _fail("there is not enough memory; smaller batches and shorter sequences need less", 2, verbose)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output went away
-            raise
-        storage = _storage_sentence(error)
-        if storage is not None:
-            _fail(storage, 2, verbose)
-        reason = " ".join(str(error).split())
-        _fail(f"{type(error).__name__}: {reason}; this is a bug, run with -v for the traceback", 1, verbose)
-
-
-def _storage_sentence(error: Exception) -> str | None:
-    """What is wrong with the place that was written to or read from, if that is what the error is about."""
-    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
-        place = error.filename2 or error.filename or "the output folder"
-        return f"{_STORAGE_ERRORS[error.errno]}: {place}; make room or choose another folder with --output-dir"
-    if "No space left on device" in str(error):  # safetensors and torch wrap the system's error
-        return (
-            f"the disk is full ({' '.join(str(error).split())}); make room or choose another folder with --output-dir"
-        )
-    return None
-
-
-def _fail(message: str, exit_code: int, verbose: bool = False) -> NoReturn:
-    if verbose:
-        traceback.print_exc()
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
-    raise typer.Exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""What commands show: results, and exceptions as one sentence with an exit code."""
+
+import errno
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+
+from nm_export.errors import NMExportError
+
+EXIT_INTERRUPTED = 130
+
+_STORAGE_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+def show(result: object) -> None:
+    """Show what a call returned: a rich renderable as such, anything else as its text."""
+    if result is None:
+        return
+    from rich.console import Console
+
+    if hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
+        Console().print(result, highlight=False, crop=False)  # code to copy may be wider than the window
+    else:
+        typer.echo(str(result))
+
+
+@contextmanager
+def explained(verbose: bool) -> Iterator[None]:
+    """Run a command's body; if it stops, say why in one sentence on stderr and exit with the matching code."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
+    logging.getLogger("nm_export").setLevel(logging.DEBUG if verbose else logging.INFO)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing half-written was left behind, the same command starts again", EXIT_INTERRUPTED)
+    except NMExportError as error:
+        _fail(str(error), error.exit_code, verbose)
+    except MemoryError:
+        _fail("there is not enough memory; smaller batches and shorter sequences need less", 2, verbose)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output went away
+            raise
+        storage = _storage_sentence(error)
+        if storage is not None:
+            _fail(storage, 2, verbose)
+        reason = " ".join(str(error).split())
+        _fail(f"{type(error).__name__}: {reason}; this is a bug, run with -v for the traceback", 1, verbose)
+
+
+def _storage_sentence(error: Exception) -> str | None:
+    """What is wrong with the place that was written to or read from, if that is what the error is about."""
+    if isinstance(error, OSError) and error.errno in _STORAGE_ERRORS:
+        place = error.filename2 or error.filename or "the output folder"
+        return f"{_STORAGE_ERRORS[error.errno]}: {place}; make room or choose another folder with --output-dir"
+    if "No space left on device" in str(error):  # safetensors and torch wrap the system's error
+        return (
+            f"the disk is full ({' '.join(str(error).split())}); make room or choose another folder with --output-dir"
+        )
+    return None
+
+
+def _fail(message: str, exit_code: int, verbose: bool = False) -> NoReturn:
+    if verbose:
+        traceback.print_exc()
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    sys.exit(exit_code)
