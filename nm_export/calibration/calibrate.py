@@ -1,6 +1,7 @@
 """Fill the sparsity parameters of a model from its weights and from text."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from nm_export.calibration.offload import placed, weights_at_hand
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.residual import low_rank_factors
 from nm_export.calibration.scores import amber_score, clact_score, smoothquant_score, weight_norm_score
-from nm_export.calibration.statistics import InputStatistics, Statistic, collecting, not_finite
+from nm_export.calibration.statistics import InputStatistics, NotFiniteError, Statistic, collecting
 from nm_export.calibration.weight_pruning import prune_weight_
 from nm_export.errors import UserError
 from nm_export.modeling.modeling_nm_sparse import group_size
@@ -35,7 +36,7 @@ def calibrate(
         sequences: token ids, int64 `[samples, length]`, the same in every process; None where no scheme needs text.
         batch_size: sequences in one forward pass.
         processes: others that calibrate the same model: each gathers statistics from its share of the batches. All get
-            the same parameters, and those of one process to the rounding of float64 sums.
+            the parameters that one process finds, bit for bit, if they compute with as many threads.
 
     Raises:
         UserError: text is needed and missing, or activations are NaN.
@@ -82,19 +83,15 @@ def _why(scheme: Mapping[str, Any], name: str) -> str:
 def _gather(
     model: Any, sequences: Tensor, batch_size: int, statistics: dict[str, InputStatistics], processes: Processes
 ) -> None:
-    """Run the dense model over this process's batches, then add up what all processes have seen."""
-    batches = processes.share(sequences, batch_size)
-    try:
-        with model.dense(), torch.inference_mode(), collecting(statistics, model.nm_modules()):
-            for batch in track(batches, "Calibrating", total=len(batches)):
-                model.base_model(input_ids=placed(model, batch), use_cache=False)
-    except UserError:
-        if processes.count == 1:
-            raise  # the others wait for this one's sums; the sums tell everybody
-    processes.combine(statistics.values())
-    for name, measured in statistics.items():
-        if not measured.finite:
-            raise not_finite(name)
+    """Run the dense model over this process's batches; after each, add up what all processes have seen."""
+    rounds = processes.rounds(sequences.split(batch_size))
+    measured = {name: InputStatistics(each.channels, each.tensors) for name, each in statistics.items()}
+    with model.dense(), torch.inference_mode(), collecting(measured, model.nm_modules()):
+        for batch in track(rounds, "Calibrating", total=len(rounds)):
+            if batch is not None:
+                with suppress(NotFiniteError):  # the others wait for this one's sums; the sums tell everybody
+                    model.base_model(input_ids=placed(model, batch), use_cache=False)
+            processes.add(statistics, measured)
 
 
 def _fill_group(linears: Sequence[Any], scheme: Mapping[str, Any], measured: InputStatistics | None) -> None:

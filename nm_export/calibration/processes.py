@@ -1,12 +1,15 @@
-"""Several processes that calibrate one model together: each runs a part of the batches, all get the same sums."""
+"""Several processes that calibrate one model together: each runs a part of the batches, all get the sums of one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from nm_export.calibration.statistics import InputStatistics
+from nm_export.calibration.statistics import InputStatistics, NotFiniteError
+
+T = TypeVar("T")
 
 
 def _alone(tensor: Tensor) -> Tensor:
@@ -28,20 +31,27 @@ class Processes:
     count: int = 1
     gather: Callable[[Tensor], Tensor] = _alone
 
-    def share(self, sequences: Tensor, batch_size: int) -> tuple[Tensor, ...]:
-        """Return this process's batches: every `count`-th one, whole, so that each is computed as it would be alone."""
-        return sequences.split(batch_size)[self.rank :: self.count]
+    def rounds(self, batches: Sequence[T]) -> list[T | None]:
+        """Return this process's batch of each round, in which every process has one, or None in the last; all have as
+        many rounds. Batches are dealt out whole, so that each is computed as it would be alone."""
+        own: list[T | None] = list(batches[self.rank :: self.count])
+        return own + [None] * (-(-len(batches) // self.count) - len(own))
 
-    def combine(self, statistics: Iterable[InputStatistics]) -> None:
-        """Make the statistics, in place, those of all processes, in one exchange.
+    def add(self, totals: Mapping[str, InputStatistics], round: Mapping[str, InputStatistics]) -> None:
+        """Add to `totals`, alike in every process, what all have measured in a `round`, and empty the round's.
 
-        Partial sums are added in the order of ranks: every process gets the same bits, and those of a single process up
-        to the rounding of float64 sums. Maxima and the number of tokens are equal.
+        Batches are added one after the other in the order of the text, whatever their number in a round: the sums are
+        bit for bit those of a single process.
+
+        Raises:
+            NotFiniteError: in every process, when one has seen an activation that is NaN or infinite; names the first
+                module.
         """
-        statistics = list(statistics)
-        states = [each.state() for each in statistics]
-        rows = self.gather(torch.cat(states))
-        for own, parts in zip(statistics, rows.split([len(state) for state in states], dim=1), strict=True):
-            own.tensors = own.unpack(parts[0].clone())
-            for part in parts[1:]:
-                own.add(own.unpack(part))
+        rows = self.gather(torch.cat([round[name].state() for name in totals]))
+        for name, parts in zip(totals, rows.split([total.size for total in totals.values()], dim=1), strict=True):
+            for part in parts:  # of a process without a batch, zeros
+                totals[name].add(totals[name].unpack(part))
+            round[name].clear()
+        for name, total in totals.items():
+            if not total.finite:
+                raise NotFiniteError(name)

@@ -20,6 +20,16 @@ _OF_TOKENS: tuple[Statistic, ...] = ("tokens", "median_sum")
 _ELEMENTS = 1 << 16  # looked at together: their float64 copy stays in the cache, and memory far below one activation
 
 
+class NotFiniteError(UserError):
+    """The input of a linear holds NaN or infinite values."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"The input of {name} holds NaN or infinite values in calibration; check the model's weights, or load it "
+            "with model.dtype: float32 if it overflows in float16."
+        )
+
+
 class InputStatistics:
     """What has been seen so far at one input of `K` channels. Its size does not depend on the number of tokens.
 
@@ -49,8 +59,18 @@ class InputStatistics:
             combine = torch.maximum if word == "maximum" else torch.add
             combine(tensor, seen[word], out=tensor)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        for tensor in self.tensors.values():
+            tensor.zero_()
+
+    @property
+    def size(self) -> int:
+        """Length of the `state`; it follows from the channels and from what is wanted."""
+        return sum(len(tensor) for tensor in self.tensors.values())
+
     def state(self) -> Tensor:
-        """Everything gathered, float64 `[L]`; L follows from the channels and from what is wanted."""
+        """Everything gathered, float64 `[size]`."""
         return torch.cat(list(self.tensors.values()))
 
     def unpack(self, state: Tensor) -> dict[Statistic, Tensor]:
@@ -110,14 +130,6 @@ def measure(x: Tensor, wanted: Collection[Statistic]) -> dict[Statistic, Tensor]
     return {word: tensor.cpu() for word, tensor in seen.items()}
 
 
-def not_finite(name: str) -> UserError:
-    """The error for a linear whose input holds NaN or infinite values."""
-    return UserError(
-        f"The input of {name} holds NaN or infinite values in calibration; check the model's weights, or load it with "
-        "model.dtype: float32 if it overflows in float16."
-    )
-
-
 @contextmanager
 def collecting(statistics: Mapping[str, InputStatistics], modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Within the block, update each module's statistics at every forward pass.
@@ -125,7 +137,7 @@ def collecting(statistics: Mapping[str, InputStatistics], modules: Mapping[str, 
     Modules that read one tensor in turn share what has been measured of it.
 
     Raises:
-        UserError: an activation is NaN or infinite; names the module.
+        NotFiniteError: an activation is NaN or infinite; names the module.
     """
     recent: weakref.ref[Tensor] | None = None
     known: dict[Statistic, Tensor] = {}
@@ -139,7 +151,7 @@ def collecting(statistics: Mapping[str, InputStatistics], modules: Mapping[str, 
             known.update(measure(args[0], statistics[name].tensors.keys() - known.keys()))
             statistics[name].add(known)
             if not statistics[name].finite:
-                raise not_finite(name)
+                raise NotFiniteError(name)
 
         return hook
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from nm_export import pipeline
 from nm_export.calibration.launch import launched_processes
@@ -19,9 +18,18 @@ from tests.tiny_folder import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 # --multi_gpu is the launcher's word for several processes; without a GPU they compute on the CPU
-ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
-ACCELERATE += ["--main_process_port=0", "--mixed_precision=no", "--dynamo_backend=no"]
+ACCELERATE = ["accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--main_process_port=0"]
+ACCELERATE += ["--mixed_precision=no", "--dynamo_backend=no", "--num_processes=2"]
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+@pytest.fixture
+def one_thread():
+    """Compute here as the launched processes do: sums are split by threads, so that bit-equality needs as many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def launch(launcher, *words, cwd=ROOT):
@@ -38,23 +46,17 @@ def test_a_process_that_was_started_alone_is_alone(monkeypatch):
     assert launched_processes() == Processes()
 
 
-def test_two_processes_find_what_one_finds(tmp_path):
+def test_two_processes_find_what_one_finds(tmp_path, one_thread):
     done = launch(ACCELERATE, ROOT / "tests" / "calibration" / "launched.py", tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = results(Processes())
     assert first["count"] == second["count"] == 2
-
-    for name, expected in alone["statistics"].items():
-        found = first["statistics"][name]
-        assert_equal(second["statistics"][name], found)
-        for word in ("tokens", "maximum"):
-            assert torch.equal(found[word], expected[word])
-        for word in ("sum", "square_sum", "median_sum"):  # float64, added in another order
-            torch.testing.assert_close(found[word], expected[word], rtol=1e-12, atol=1e-12)
-    assert_equal(second["parameters"], first["parameters"])
-    for name, expected in alone["parameters"].items():  # rounded to float32: equal, or neighbours
-        torch.testing.assert_close(first["parameters"][name], expected, rtol=2.4e-7, atol=1e-12)
+    for found in (first, second):
+        assert_equal(found["parameters"], alone["parameters"])
+        assert found["statistics"].keys() == alone["statistics"].keys()
+        for name, expected in alone["statistics"].items():
+            assert_equal(found["statistics"][name], expected)
 
     for mode in ("blockwise", "end_to_end"):
         assert_equal(second[mode].pop("parameters"), parameters := first[mode].pop("parameters"))
@@ -70,7 +72,33 @@ def test_an_error_in_one_process_ends_the_launch():
     assert "RuntimeError: out of luck" in done.stderr
 
 
-def test_the_command_writes_once_what_one_process_writes(tiny_source, tmp_path):
+def test_four_processes_write_the_files_of_one(tiny_source, tmp_path, one_thread):
+    recipe = tiny_recipe(
+        tiny_source,
+        # five batches: the last round is for one process only
+        calibration={"num_samples": 9},
+        sparsity={
+            "score": "clact",
+            "shift": "static_scalar",
+            "output_bias": "calibrated",
+            "overrides": [{"modules": ["*.mlp.*"], "score": "smoothquant", "shift": "static_channel"}],
+        },
+    )
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    pipeline.run(recipe, output_dir=alone, skip_onnx=True)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.to_yaml(), encoding="utf-8")
+    words = ["-m", "nm_export", file, "--output-dir", together, "--skip-onnx"]
+    done = launch([*ACCELERATE[:-1], "--num_processes=4"], *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    files = [path.relative_to(alone) for path in alone.rglob("*") if path.is_file()]
+    assert {path.relative_to(together) for path in together.rglob("*") if path.is_file()} == set(files)
+    measured = {Path("measurements.json"), Path("README.md")}  # times and memory
+    different = [str(path) for path in files if (alone / path).read_bytes() != (together / path).read_bytes()]
+    assert set(map(Path, different)) <= measured
+
+
+def test_the_command_writes_once_what_one_process_writes(tiny_source, tmp_path, one_thread):
     recipe = tiny_recipe(
         tiny_source,
         sparsity={"score": "clact", "shift": "learned", "output_scale": True},
@@ -95,15 +123,10 @@ def test_the_command_writes_once_what_one_process_writes(tiny_source, tmp_path):
 
     names = {path.name for path in alone.rglob("*")}
     assert {path.name for path in together.rglob("*")} == names
-    for name in sorted(names - {"model.safetensors", "measurements.json", "README.md"}):
+    for name in sorted(names - {"measurements.json", "README.md"}):
         assert (together / name).read_bytes() == (alone / name).read_bytes(), name
-    expected = load_file(alone / "model.safetensors")
-    found = load_file(together / "model.safetensors")
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
     measured, measured_alone = (
         json.loads((folder / "measurements.json").read_text(encoding="utf-8")) for folder in (together, alone)
     )
-    assert measured["learning"]["losses"] == pytest.approx(measured_alone["learning"]["losses"], rel=1e-4)
+    assert measured["learning"]["losses"] == measured_alone["learning"]["losses"]
     assert measured["perplexity"]["dense"] == measured_alone["perplexity"]["dense"]
