@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from nm_export.console import explained, show
+
+if TYPE_CHECKING:
+    from nm_export.recipe import Recipe
 
 
 class ExportByDefault(TyperGroup):
@@ -177,24 +180,19 @@ def export(
         from nm_export.recipe import load_recipe
 
         loaded = load_recipe(recipe, settings or ())
-        options: dict[str, Any] = {
-            "output_dir": output_dir,
-            "push_to_hub": push_to_hub,
-            "repo_id": repo_id,
-            "revision": revision,
-            "private": private or loaded.publish.private,
-            "create_pr": create_pr,
-            "skip_onnx": skip_onnx,
-            "overwrite": overwrite,
-        }
-        if dry_run:
-            from nm_export.dry_run import dry_run as describe
-
-            show(describe(loaded, **options))
-        else:
-            from nm_export import pipeline
-
-            show(pipeline.run(loaded, **options, verbose=verbose))
+        run_export(
+            loaded,
+            dry_run=dry_run,
+            verbose=verbose,
+            output_dir=output_dir,
+            push_to_hub=push_to_hub,
+            repo_id=repo_id,
+            revision=revision,
+            private=private or loaded.publish.private,
+            create_pr=create_pr,
+            skip_onnx=skip_onnx,
+            overwrite=overwrite,
+        )
 
 
 @app.command()
@@ -488,6 +486,18 @@ def enable_genai(
             typer.echo(f"{folder} opens everywhere again, without the compiled kernel.")
         else:
             typer.echo(f"Wrote {enable_library(folder)}; onnxruntime-genai now runs {folder} with it.")
+
+
+def run_export(recipe: "Recipe", *, dry_run: bool, verbose: bool, **options: Any) -> None:
+    """Export a recipe and show what was done, or show what would be; `options` are those of `pipeline.run`."""
+    if dry_run:
+        from nm_export.dry_run import dry_run as describe
+
+        show(describe(recipe, **options))
+    else:
+        from nm_export import pipeline
+
+        show(pipeline.run(recipe, **options, verbose=verbose))
 
 
 @contextmanager
