@@ -26,6 +26,9 @@ ALLOCATION_WINDOWS, ALLOCATION_WINDOW = 4, 256
 """Windows of calibration text, and tokens in each, on which the damage of pruning is measured for a budget."""
 
 
+_ELEMENTS = 1 << 22  # of a weight that are looked at together
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A calibrated model and what it was made from.
@@ -81,7 +84,8 @@ def prepare(recipe: Recipe, stages: Stages, processes: Processes, checkpoint_dir
             model, plan = _allocate(model, plan, recipe, text, processes)
     model = NMSparseForCausalLM.from_dense(model, plan.sparsity())
     with stages.stage("calibrate", f"Calibrating {len(plan.pruned)} linears"):
-        calibrate(model, text.input_ids, recipe.calibration.batch_size, processes)
+        by_block = recipe.calibration.block_by_block
+        calibrate(model, text.input_ids, recipe.calibration.batch_size, processes, block_by_block=by_block)
     report = None
     if learning_text is not None:
         with stages.stage("learn", f"Learning, {recipe.learning.mode.replace('_', ' ')}"):
@@ -141,7 +145,7 @@ def _checkpoint_key(
 
 def _refuse_nan(model: torch.nn.Module, recipe: Recipe) -> None:
     for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
+        if not all(part.isfinite().all() for part in parameter.detach().reshape(-1).split(_ELEMENTS)):
             overflows = recipe.model.dtype == "float16"
             hint = "set model.dtype to bfloat16 or float32" if overflows else "the checkpoint is damaged"
             raise UserError(f"{recipe.model.source} holds NaN or infinite values in {name}; {hint}.")

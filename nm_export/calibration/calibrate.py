@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nm_export.calibration.bias import calibrate_bias
+from nm_export.calibration.blocks import BlockCalls, decoder_blocks
 from nm_export.calibration.offload import placed, weights_at_hand
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.residual import low_rank_factors
@@ -15,6 +16,7 @@ from nm_export.calibration.scores import amber_score, clact_score, smoothquant_s
 from nm_export.calibration.statistics import InputStatistics, NotFiniteError, Statistic, collecting
 from nm_export.calibration.weight_pruning import prune_weight_
 from nm_export.errors import UserError
+from nm_export.memory import is_larger_than_memory
 from nm_export.modeling.modeling_nm_sparse import group_size
 from nm_export.progress import track
 
@@ -23,7 +25,12 @@ _SHIFT_NEEDS: dict[str, Statistic] = {"static_channel": "sum", "static_scalar": 
 
 
 def calibrate(
-    model: Any, sequences: Tensor | None = None, batch_size: int = 4, processes: Processes | None = None
+    model: Any,
+    sequences: Tensor | None = None,
+    batch_size: int = 4,
+    processes: Processes | None = None,
+    *,
+    block_by_block: bool | None = None,
 ) -> None:
     """Calibrate an `NMSparseForCausalLM` in place; what its schemes call `learned` stays neutral.
 
@@ -37,6 +44,9 @@ def calibrate(
         batch_size: sequences in one forward pass.
         processes: others that calibrate the same model: each gathers statistics from its share of the batches. All get
             the parameters that one process finds, bit for bit, if they compute with as many threads.
+        block_by_block: whether all sequences go through one block of the decoder before the next: each block's weights
+            are read once, and the hidden states of all sequences are in memory. The parameters are the same, bit for
+            bit. None decides for it where `is_larger_than_memory`.
 
     Raises:
         UserError: text is needed and missing, or activations are NaN.
@@ -55,7 +65,12 @@ def calibrate(
         raise UserError(f"{_why(schemes[first], first)}: calibration needs text, pass `sequences`.")
     if statistics:
         assert sequences is not None
-        _gather(model, sequences, batch_size, statistics, processes or Processes())
+        processes = processes or Processes()
+        if block_by_block is None:  # free memory changes: all processes go by the first one's answer
+            answer = torch.tensor([is_larger_than_memory(model)], dtype=torch.float64)
+            block_by_block = bool(processes.gather(answer)[0])
+        gather = _gather_by_block if block_by_block else _gather
+        gather(model, sequences, batch_size, statistics, processes)
     for group in groups:
         linears = [modules[name] for name in group]
         with weights_at_hand(linears):
@@ -92,6 +107,25 @@ def _gather(
                 with suppress(NotFiniteError):  # the others wait for this one's sums; the sums tell everybody
                     model.base_model(input_ids=placed(model, batch), use_cache=False)
             processes.add(statistics, measured)
+
+
+def _gather_by_block(
+    model: Any, sequences: Tensor, batch_size: int, statistics: dict[str, InputStatistics], processes: Processes
+) -> None:
+    """Do as `_gather`, with each block for all of this process's batches in turn."""
+    rounds = processes.rounds(sequences.split(batch_size))
+    blocks = decoder_blocks(model, "use calibration.block_by_block: false")
+    with model.dense(), torch.inference_mode():
+        calls = BlockCalls(model, blocks, [batch for batch in rounds if batch is not None])
+        for path, block in track(blocks.items(), "Calibrating", total=len(blocks)):
+            totals = {name: each for name, each in statistics.items() if name.startswith(f"{path}.")}
+            measured = {name: InputStatistics(each.channels, each.tensors) for name, each in totals.items()}
+            with collecting(measured, model.nm_modules()):
+                for index, batch in enumerate(rounds):
+                    if batch is not None:
+                        with suppress(NotFiniteError):
+                            calls.step(path, block, index)
+                    processes.add(totals, measured)
 
 
 def _fill_group(linears: Sequence[Any], scheme: Mapping[str, Any], measured: InputStatistics | None) -> None:

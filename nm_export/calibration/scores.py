@@ -3,6 +3,7 @@
 Every score is a float32 vector `[K]` of mean 1 with positive elements. Dividing by the mean changes no selection.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from nm_export.calibration.quantiles import exact_quantiles
 
-_ROWS = 1024  # rows widened at a time: float64 copies of whole weights would double the memory of a large model
+_ROWS, _ELEMENTS = 1024, 1 << 22  # widened at a time at most: whole weights in float64 are as large as some models
 _INLIERS = (0.005, 0.995)
 
 
@@ -64,7 +65,8 @@ def smoothquant_score(channel_maximum: Tensor, weights: Iterable[Tensor]) -> Ten
         channel_maximum: `max |X[:, j]|` over the calibration tokens, `[K]`, float64.
         weights: `[O, K]` each, one for every linear that reads the input.
     """
-    largest = torch.stack([weight.detach().abs().amax(dim=0).double().cpu() for weight in weights]).amax(dim=0)
+    parts = (part.abs().amax(dim=0).double().cpu() for weight in weights for part in _rows(weight))
+    largest = functools.reduce(torch.maximum, parts)
     known = channel_maximum > 0
     score = (largest / torch.where(known, channel_maximum, 1.0)).sqrt()
     return _scaled(torch.where(known, score, score[known].mean() if known.any() else 0.0))
@@ -77,9 +79,14 @@ def _scaled(score: Tensor) -> Tensor:
     return (score / mean).float().clamp_min(torch.finfo(torch.float32).tiny)
 
 
+def _rows(weight: Tensor) -> Iterator[Tensor]:
+    """Rows of a weight in pieces."""
+    return iter(weight.detach().split(min(_ROWS, max(1, _ELEMENTS // weight.shape[1])), dim=0))
+
+
 def _chunks(weight: Tensor) -> Iterator[Tensor]:
     """Rows of a weight in pieces, float64."""
-    return (chunk.double() for chunk in weight.detach().split(_ROWS, dim=0))
+    return (chunk.double() for chunk in _rows(weight))
 
 
 def _column_squares(weights: Iterable[Tensor]) -> Tensor:

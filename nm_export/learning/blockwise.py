@@ -4,7 +4,6 @@ Both blocks get the same inputs, which have come through the sparse blocks befor
 and the inputs and targets of all sequences, on the model's own device for the batch at hand and on the host otherwise.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nm_export.calibration.offload import placed
+from nm_export.calibration.blocks import BlockCalls, decoder_blocks
 from nm_export.calibration.processes import Processes
-from nm_export.errors import UserError
 from nm_export.learning.agreement import load_everywhere, of_first
 from nm_export.learning.checkpoints import Checkpoints
 from nm_export.learning.optimiser import Optimiser
@@ -23,10 +21,6 @@ from nm_export.learning.trainable import is_trainable, trainable
 from nm_export.modeling.modeling_nm_sparse import NMSparseLinear
 from nm_export.progress import steps as showing_steps
 from nm_export.recipe import LearningSection
-
-
-class _CaughtError(Exception):
-    """Ends a forward pass as soon as the first block has been called."""
 
 
 def learn_blockwise(
@@ -55,8 +49,9 @@ def learn_blockwise(
         UserError: the loss became NaN, or pruned linears do not belong to blocks that are called one after the other.
     """
     blocks = _blocks(model, section)
-    text = _Calls(model, blocks, sequences.split(section.batch_size))
-    held_text = _Calls(model, blocks, held_out.split(section.batch_size))
+    modules = {name: block for name, (block, _) in blocks.items()}
+    text = BlockCalls(model, modules, sequences.split(section.batch_size))
+    held_text = BlockCalls(model, modules, held_out.split(section.batch_size))
     losses: list[float] = []
     results: dict[str, tuple[float, float, bool]] = {}
     steps = section.epochs * (len(text.inputs) // section.gradient_accumulation)
@@ -78,51 +73,6 @@ def learn_blockwise(
             text.go_through(name, block)
             held_text.go_through(name, block)
     return LearningReport("blockwise", losses, results)
-
-
-class _Calls:
-    """The calls of a block with all batches of a text.
-
-    Attributes:
-        inputs: hidden states `[batch, length, hidden]` of each batch, on the host.
-    """
-
-    def __init__(self, model: Any, blocks: Mapping[str, tuple[nn.Module, Any]], batches: tuple[Tensor, ...]) -> None:
-        # masks and position embeddings depend on the shape of a batch only, and are shared by equal shapes
-        self._by_shape: dict[torch.Size, dict[str, _Arguments]] = {}
-        self._shapes = [batch.shape for batch in batches]
-        self.inputs: list[Tensor] = []
-        for batch in batches:
-            hidden, arguments = _first_call(model, blocks, batch, whole=batch.shape not in self._by_shape)
-            self._by_shape.setdefault(batch.shape, arguments)
-            self.inputs.append(hidden.cpu())
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def run(self, name: str, block: nn.Module, index: int) -> Tensor:
-        """Return the block's output for a batch, on the device where it was computed."""
-        args, kwargs = self._by_shape[self._shapes[index]][name]
-        device = next(block.parameters()).device
-        x = self.inputs[index]
-        output = block(x if device.type == "meta" else x.to(device), *args, **kwargs)
-        result: Tensor = output[0] if isinstance(output, tuple) else output
-        return result
-
-    def outputs(self, name: str, block: nn.Module) -> list[Tensor]:
-        """Return the block's outputs for all batches, on the host."""
-        with torch.no_grad():
-            return [self.run(name, block, index).cpu() for index in range(len(self))]
-
-    def go_through(self, name: str, block: nn.Module) -> None:
-        """Replace each input by the block's output: the inputs of the next block."""
-        with torch.no_grad():
-            for index in range(len(self)):
-                self.inputs[index] = self.run(name, block, index).cpu()
-
-
-_Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a block is called with besides the hidden states."""
 
 
 class _Block:
@@ -151,7 +101,7 @@ class _Block:
         trained = weights if "weight" in self.section.parameters else set()
         return {key: value for key, value in self.block.state_dict().items() if ".nm_" in key or key in trained}
 
-    def fit(self, text: _Calls, held_out: _Calls, advance: Callable[[str], None]) -> tuple[float, float, bool]:
+    def fit(self, text: BlockCalls, held_out: BlockCalls, advance: Callable[[str], None]) -> tuple[float, float, bool]:
         """Train; return the held-out loss before, after, and whether the training was kept."""
         section = self.section
         with self.model.dense():
@@ -187,7 +137,7 @@ class _Block:
             for first in range(0, batches - count + 1, count):
                 yield order[first : first + count]
 
-    def _loss(self, text: _Calls, index: int, target: Tensor) -> Tensor:
+    def _loss(self, text: BlockCalls, index: int, target: Tensor) -> Tensor:
         linear = next(iter(self.linears.values()))
         # an offloaded weight is nowhere between two passes; what is trained is where the block computes
         device = next(tensor.device for tensor in (linear.weight, *linear.buffers()) if not tensor.is_meta)
@@ -195,7 +145,7 @@ class _Block:
             output = text.run(self.name, self.block, index)
         return F.mse_loss(output.float(), target.to(output.device).float())
 
-    def _mean_loss(self, text: _Calls, targets: list[Tensor]) -> float:
+    def _mean_loss(self, text: BlockCalls, targets: list[Tensor]) -> float:
         """Mean over all elements, whatever the sizes of the batches."""
         with torch.no_grad():
             sums = [float(self._loss(text, index, target)) * len(target) for index, target in enumerate(targets)]
@@ -205,50 +155,14 @@ class _Block:
 def _blocks(model: Any, section: LearningSection) -> dict[str, tuple[nn.Module, dict[str, NMSparseLinear]]]:
     """The decoder's blocks in order, each with its linears that have something to train, by the names of the blocks."""
     pruned = model.nm_modules()
-    first = next(iter(pruned))
-    path = re.match(r"(.*?)\.\d+\.", first)
-    if path is None:
-        raise UserError(f"{first} is not part of a list of blocks: use learning.mode end_to_end.")
-    outside = [name for name in pruned if not name.startswith(f"{path[1]}.")]
-    if outside:
-        raise UserError(f"{outside[0]} is pruned and not part of {path[1]}: use learning.mode end_to_end.")
     return {
-        f"{path[1]}.{index}": (
+        path: (
             block,
             {
                 name: module
                 for name, module in pruned.items()
-                if name.startswith(f"{path[1]}.{index}.") and is_trainable(module, section.parameters)
+                if name.startswith(f"{path}.") and is_trainable(module, section.parameters)
             },
         )
-        for index, block in enumerate(model.get_submodule(path[1]))
+        for path, block in decoder_blocks(model, "use learning.mode end_to_end").items()
     }
-
-
-def _first_call(
-    model: Any, blocks: Mapping[str, tuple[nn.Module, Any]], batch: Tensor, *, whole: bool
-) -> tuple[Tensor, dict[str, _Arguments]]:
-    """The first block's input for a batch, and what blocks are called with besides: the first, or all if `whole`."""
-    arguments: dict[str, _Arguments] = {}
-    hidden: list[Tensor] = []
-
-    def hook_for(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not arguments:
-                hidden.append(args[0] if args else kwargs["hidden_states"])
-            arguments[name] = args[1:], {key: value for key, value in kwargs.items() if key != "hidden_states"}
-            if not whole:
-                raise _CaughtError
-
-        return hook
-
-    hooks = [block.register_forward_pre_hook(hook_for(name), with_kwargs=True) for name, (block, _) in blocks.items()]
-    try:
-        with torch.no_grad():
-            model.base_model(input_ids=placed(model, batch), use_cache=False)
-    except _CaughtError:
-        pass
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return hidden[0], arguments

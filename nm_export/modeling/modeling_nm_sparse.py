@@ -30,6 +30,7 @@ SHIFT_MODES = {
 }
 PHASES = {"both": 0, "prefill": 1, "decode": 2}
 MAX_GROUP = 64
+_WIDENED = 1 << 23  # elements of a weight that are float64 at a time
 _UNSCORED = ("magnitude", "clact_noncausal")  # no vector is stored for them
 _NEUTRAL = {"nm_score": 1.0, "nm_scale": 1.0}  # the other parameters change nothing as zeros
 
@@ -280,8 +281,10 @@ class NMSparseLinear(nn.Linear):
         if self.nm_offset is None:
             return
         e = torch.ones(1, device=self.weight.device) if self.nm_shift is None else self.nm_shift
+        e = e.double().expand(self.in_features)
+        rows = max(1, _WIDENED // self.in_features)
         with torch.no_grad():
-            self.nm_offset = (self.weight.double() @ e.double().expand(self.in_features)).float()
+            self.nm_offset = torch.cat([part.double() @ e for part in self.weight.split(rows)]).float()
 
     def prune(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the corrected kept values of `x` `[..., K]` and its dynamic shift `[..., 1]`; see `nm_topk`."""

@@ -255,6 +255,11 @@ class TextSection(Section):
 class CalibrationSection(TextSection):
     """The text that calibration looks at."""
 
+    block_by_block: bool | None = None
+    """Take all sequences through one block of the decoder before the next, so that each block's weights are read once;
+    the hidden states of all sequences are in memory. Left out: where the model is larger than half of the memory that
+    is free. The result is the same."""
+
 
 class EvaluationSection(TextSection):
     """Held-out text on which the perplexity of the dense and of the sparse model is measured."""

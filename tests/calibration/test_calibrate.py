@@ -13,9 +13,10 @@ from nm_export.errors import UserError
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.plan import make_plan
 from nm_export.recipe import Recipe
-from tests.tiny_models import dense_model, sparse_model, token_ids
+from tests.tiny_models import ARCHITECTURES, dense_model, sparse_model, token_ids
 
 SEQUENCES = token_ids(samples=6, length=10)
+OTHER_STATISTICS = [{"modules": ["*.down_proj"], "score": "smoothquant", "shift": "static_channel"}]
 
 
 def dense_inputs(model, sequences=SEQUENCES):
@@ -30,6 +31,13 @@ def dense_inputs(model, sequences=SEQUENCES):
     for hook in hooks:
         hook.remove()
     return {name: x.double().flatten(0, 1).numpy() for name, x in inputs.items()}
+
+
+def assert_same_buffers(one, other):
+    """Bit for bit."""
+    for name, module in one.nm_modules().items():
+        for buffer, value in module.named_buffers():
+            assert torch.equal(other.nm_modules()[name].get_buffer(buffer), value), f"{name}.{buffer}"
 
 
 def hooks_of(model):
@@ -282,8 +290,9 @@ def test_one_token_is_enough():
     assert all(module.nm_score.isfinite().all() for module in model.nm_modules().values())
 
 
+@pytest.mark.parametrize("block_by_block", [False, True])
 @pytest.mark.parametrize("where", ["memory", "disk"])
-def test_offloaded_weights(where, tmp_path):
+def test_offloaded_weights(where, block_by_block, tmp_path):
     schemes = {"score": "smoothquant", "shift": "static_channel", "residual_rank": 4, "output_bias": "calibrated"}
     override = {"modules": "*.down_proj", "score": "amber", "shift": "dynamic_mean"}
     here, away = (sparse_model(**schemes, overrides=[override]) for _ in range(2))
@@ -293,12 +302,54 @@ def test_offloaded_weights(where, tmp_path):
     else:
         accelerate.disk_offload(away, tmp_path, execution_device="cpu")
     assert away.nm_modules()["model.layers.0.mlp.down_proj"].weight.is_meta
-    calibrate(away, SEQUENCES)
+    calibrate(away, SEQUENCES, block_by_block=block_by_block)
     for name, module in here.nm_modules().items():
         other = away.nm_modules()[name]
         assert other.weight.is_meta
         for buffer, value in module.named_buffers():
             torch.testing.assert_close(other.get_buffer(buffer), value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_block_by_block_finds_the_same_bits(architecture):
+    """Batches of two shapes; Gemma 3 gives its two kinds of blocks different masks and angles."""
+    schemes = {"score": "clact", "shift": "static_scalar", "overrides": OTHER_STATISTICS}
+    sequences = token_ids(samples=5, length=24)
+    whole, blocks = (sparse_model(architecture, **schemes) for _ in range(2))
+    calibrate(whole, sequences, batch_size=2, block_by_block=False)
+    calibrate(blocks, sequences, batch_size=2, block_by_block=True)
+    assert_same_buffers(whole, blocks)
+
+
+# the first batch goes through once more, to see what blocks are called with
+BY_BLOCK, WHOLE = [0, 1, 0, 0, 0, 0, 0, 1, 1, 1], [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("available", "asked", "expected"),
+    [(1.9, None, BY_BLOCK), (2.1, None, WHOLE), (1.9, False, WHOLE), (2.1, True, BY_BLOCK)],
+)
+def test_a_block_is_done_with_all_batches_before_the_next_if_memory_is_short(available, asked, expected, monkeypatch):
+    model = sparse_model(score="clact")
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    monkeypatch.setattr("nm_export.memory.available_bytes", lambda: int(available * size))
+    order = []
+    for index, block in enumerate(model.model.layers):
+        block.register_forward_pre_hook(lambda *_, index=index: order.append(index))
+    calibrate(model, token_ids(samples=6, length=8), batch_size=2, block_by_block=asked)
+    assert order == expected
+
+
+def test_a_block_that_sees_more_than_hidden_states_is_not_run_alone():
+    model = sparse_model(score="clact")
+
+    def look_at_ids(block, args, kwargs):
+        return args, {**kwargs, "ids": model.seen}
+
+    model.model.embed_tokens.register_forward_pre_hook(lambda _, args: setattr(model, "seen", args[0]))
+    model.model.layers[0].register_forward_pre_hook(look_at_ids, with_kwargs=True)
+    with pytest.raises(UserError, match="cannot run block by block"):
+        calibrate(model, token_ids(samples=4), batch_size=2, block_by_block=True)
 
 
 def test_weights_that_are_offloaded_cannot_be_pruned():

@@ -38,7 +38,7 @@ class Meeting:
         return gather
 
 
-def together(count, sequences, prepare=lambda model: None):
+def together(count, sequences, prepare=lambda model: None, **settings):
     """Calibrate in `count` threads; the models, and what each thread raised."""
     meeting = Meeting(count)
     models = [sparse_model(**SPARSITY) for _ in range(count)]
@@ -48,7 +48,7 @@ def together(count, sequences, prepare=lambda model: None):
         prepare(models[rank])
         try:
             processes = Processes(rank, count, meeting.gather_for(rank))
-            calibrate(models[rank], sequences, batch_size=2, processes=processes)
+            calibrate(models[rank], sequences, batch_size=2, processes=processes, **settings)
         except UserError as error:
             errors[rank] = error
 
@@ -68,12 +68,13 @@ def statistics():
     return {"input": InputStatistics(5, ("median_sum", "square_sum", "maximum"))}
 
 
+@pytest.mark.parametrize("block_by_block", [False, True])
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_every_process_gets_the_parameters_of_one(count):
+def test_every_process_gets_the_parameters_of_one(count, block_by_block):
     sequences = token_ids(samples=8, length=10)  # four batches: with five processes, one has nothing to do
     alone = sparse_model(**SPARSITY)
     calibrate(alone, sequences, batch_size=2)
-    models, errors = together(count, sequences)
+    models, errors = together(count, sequences, block_by_block=block_by_block)
     assert errors == [None] * count
     for name, module in alone.nm_modules().items():
         for model in models:
@@ -114,7 +115,8 @@ def test_sums_are_those_of_one_process_to_the_last_bit(count, batches, seed):
         assert torch.equal(total["input"].state(), alone["input"].state())
 
 
-def test_all_stop_when_one_finds_a_nan():
+@pytest.mark.parametrize("block_by_block", [False, True])
+def test_all_stop_when_one_finds_a_nan(block_by_block):
     sequences = token_ids(samples=4, length=10)
     sequences[0, 0] = 1  # only the first batch, of the first process, holds this token
 
@@ -122,6 +124,6 @@ def test_all_stop_when_one_finds_a_nan():
         with torch.no_grad():
             model.get_input_embeddings().weight[1] = float("nan")
 
-    _, errors = together(2, sequences, poison)
+    _, errors = together(2, sequences, poison, block_by_block=block_by_block)
     for error in errors:
         assert "model.layers.0.self_attn.q_proj holds NaN" in str(error)
