@@ -1,7 +1,7 @@
 """What a recipe says about one module, and the resolved recipe that is published."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -87,6 +87,7 @@ def test_wildcards_that_match_nothing_are_reported() -> None:
     ]
 
 
+@settings(deadline=None)
 @given(st.integers(-3, 70), st.integers(-3, 70))
 def test_patterns(n: int, m: int) -> None:
     if 1 <= n <= m <= 64:
@@ -163,6 +164,7 @@ SECTIONS = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(SECTIONS)
 def test_the_resolved_recipe_reads_back(sparsity: dict[str, object]) -> None:
     original = recipe(**sparsity)
