@@ -3,6 +3,7 @@
 # make results  the tables and the picture of docs/results.md; WIKITEXT=FILE, TASK_DATA=DIR and
 #                CALIBRATION=FILE add what is not shipped
 # make bench  docs/benchmarks.md and its picture; what is measured already under build/bench is taken as it is
+# make site   the documentation as a site, in build/site
 # make lint   what CI checks besides: ruff, mypy, C++ warnings as errors
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ DEMO    = output/smollm2-135m-8of16
 
 SOURCES = pyproject.toml constraints.txt README.md $(shell find nm_export -type f -not -name '*.pyc')
 
-.PHONY: demo test results bench lint sanitize clean
+.PHONY: demo test results bench site lint sanitize clean
 
 demo: $(VENV)/.demo
 	$(BIN)/nm-export recipes/smollm2_8of16.yaml --output-dir $(DEMO) --overwrite
@@ -60,6 +61,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	cmake -S nm_export/kernels -B build/warnings -DNM_EXPORT_WERROR=ON -DNM_EXPORT_BUILD_TESTS=ON
 	cmake --build build/warnings --parallel 2
+
+site: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 sanitize: $(VENV)/.dev
 	tests/kernels/sanitize.sh $(BIN)/python
