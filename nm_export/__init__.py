@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nm_export.calibration import calibrate
     from nm_export.calibration.text import token_sequences
+    from nm_export.conversion import convert
     from nm_export.errors import NMExportError, UserError
     from nm_export.evaluation import divergence, perplexity, torch_logits
     from nm_export.evaluation.model import evaluate
@@ -33,6 +34,7 @@ _HOMES = {
     "Recipe": "recipe",
     "UserError": "errors",
     "calibrate": "calibration",
+    "convert": "conversion",
     "divergence": "evaluation",
     "evaluate": "evaluation.model",
     "export_onnx": "onnx",
@@ -59,6 +61,7 @@ __all__ = [
     "Recipe",
     "UserError",
     "calibrate",
+    "convert",
     "divergence",
     "evaluate",
     "export_onnx",

@@ -91,6 +91,13 @@ class Backend(StrEnum):
     genai = "genai"
 
 
+class WeightsForm(StrEnum):
+    """Which weights a folder holds."""
+
+    full = "full"
+    reference = "reference"
+
+
 class MeasuredTime(StrEnum):
     """What a benchmark of operators measures."""
 
@@ -228,6 +235,34 @@ def publish(
                 overwrite=overwrite,
             )
         )
+
+
+@app.command()
+def convert(
+    folder: Folder,
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write.")],
+    weights: Annotated[WeightsForm, typer.Option(help="Which weights OUTPUT holds (docs/publishing.md).")],
+    base: Annotated[
+        str | None, typer.Option(help="Where the others are: Hub id or folder; the recipe's model by default.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of it; the exported one by default.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUTPUT.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Leave the base model's weights where they are, or bring them all together again.
+
+    [bold]Examples[/bold]
+
+      nm-export convert output/Mistral-7B-8of16 small --weights reference
+
+      nm-export convert small whole --weights full
+    """
+    with explained(verbose):
+        from nm_export.conversion import convert as write_other_form
+
+        show(write_other_form(folder, output, weights.value, base=base, revision=revision, overwrite=overwrite))
 
 
 @app.command()

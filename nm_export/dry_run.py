@@ -12,9 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from nm_export.plan import Plan, make_plan
+from nm_export.publishing.base_weights import check_source
 from nm_export.publishing.folder import check_target
 from nm_export.recipe import Recipe, Scheme
-from nm_export.sources import SourceUnavailableError, load_config_only
+from nm_export.sources import SourceUnavailableError, load_config_only, resolve_source
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ def dry_run(
     target = recipe.folder(output_dir).resolve()
     check_target(target, overwrite=overwrite)
     unchecked = []
+    if recipe.publish.weights == "reference":
+        check_source(recipe.model)
+        if resolve_source(recipe.model).kind == "hub":
+            unchecked.append(f"whether {recipe.model.source} has safetensors files, to which weights can be left")
     plan: Plan | None = None
     dtype, parameters = str(recipe.model.dtype), 0
     try:
@@ -130,7 +135,10 @@ def _steps(
             f"{learning.num_samples} x {learning.sequence_length} tokens"
         )
     size = getattr(torch, dtype).itemsize * parameters / 1e9 if parameters else 0
-    yield f"write {target}" + (f": {size:,.2f} GB of safetensors" if size else "")
+    if recipe.publish.weights == "reference":
+        yield f"write {target}: new weights only; the others stay in {recipe.model.source}"
+    else:
+        yield f"write {target}" + (f": {size:,.2f} GB of safetensors" if size else "")
     if recipe.onnx.enabled and not skip_onnx:
         yield f"export it to {target}/onnx, weights of {recipe.onnx.precision}" + (
             f": {4 * parameters / 1e9:,.2f} GB" if parameters and recipe.onnx.precision == "fp32" else ""

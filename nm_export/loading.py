@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from nm_export.errors import UserError
+from nm_export.errors import NMExportError, UserError
 from nm_export.modeling import NMSparseForCausalLM
+from nm_export.publishing.base_weights import base_weights_of
 from nm_export.recipe import Recipe, load_recipe
 from nm_export.tokenizer_files import load_tokenizer
 
@@ -22,12 +23,29 @@ def load_exported(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase, Rec
     check_exported(folder)
     recipe = load_recipe(folder / "recipe.yaml")
     try:
-        model = NMSparseForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto").eval()
+        model = load_sparse(folder)
         tokenizer = load_tokenizer(folder)
+    except NMExportError:
+        raise
     except Exception as error:  # safetensors, tokenizers and configurations raise errors of their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder} cannot be loaded ({reason}); write it again with nm-export.") from error
     return model, tokenizer, recipe
+
+
+def load_sparse(folder: Path) -> Any:
+    """Return the model of an exported folder, in evaluation mode; only a base model's weights may come from elsewhere.
+
+    Raises:
+        UserError: the weights that the folder leaves to its base model cannot be had, or have changed.
+        Exception: what transformers raises.
+    """
+    if base_weights_of(folder) is None:
+        return NMSparseForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto").eval()
+    try:
+        return NMSparseForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def check_exported(folder: Path) -> None:

@@ -15,6 +15,8 @@ from nm_export.calibration.text import TokenSequences, read_sequences
 from nm_export.errors import UserError
 from nm_export.evaluation import perplexity, torch_logits
 from nm_export.preparation import Prepared, prepare
+from nm_export.publishing.base_on_hub import check_place
+from nm_export.publishing.base_weights import find_base_weights, refer
 from nm_export.publishing.card import model_card
 from nm_export.publishing.contents import check_verified
 from nm_export.publishing.folder import check_target, replacing
@@ -92,6 +94,11 @@ def run(
             commit_message=recipe.publish.commit_message,
         )
     with_onnx = recipe.onnx.enabled and not skip_onnx
+    base = None
+    if recipe.publish.weights == "reference":
+        base = find_base_weights(recipe.model)
+        if destination:
+            check_place(base.place, destination.repo_id)
     processes = launched_processes()
     stages = Stages(announce=processes.rank == 0)
     checkpoint_dir = target.parent / f".{target.name}.learning"
@@ -104,6 +111,8 @@ def run(
         model, plan, held_out = prepared.model, prepared.plan, prepared.held_out
         with stages.stage("write", "Writing the model"):
             write_model(model, prepared.tokenizer, folder, recipe.publish.max_shard_size)
+            if base:
+                refer(folder, folder, base, recipe.publish.max_shard_size)
             (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
             record = _record(recipe, prepared)
             _write_json(folder / "nm_export.json", record)

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nm_export.errors import NMExportError, UserError
-from nm_export.modeling import NMSparseForCausalLM
+from nm_export.loading import load_sparse
 from nm_export.recipe import ModelSection
 from nm_export.sources import load_model
 from nm_export.sources.hub import fetch_config, fetch_model
@@ -120,7 +120,7 @@ def _open_sparse(folder: Path, source: str, backend: str, device: str) -> OpenMo
             # a torch model computes beside it: a session that waits must not take its cores
             model = NMSparseORTModelForCausalLM.from_pretrained(folder, spinning=False)
         else:
-            model = NMSparseForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto").eval()
+            model = load_sparse(folder)
     except NMExportError:
         raise
     except Exception as error:  # safetensors, tokenizers and configurations raise errors of their own

@@ -1,4 +1,4 @@
-"""The two files that every published repository carries, and the single home of the run-time arithmetic."""
+"""The three files that every published repository carries, and the single home of the run-time arithmetic."""
 
 from nm_export import torch_ops
 

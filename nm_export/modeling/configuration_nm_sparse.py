@@ -23,7 +23,9 @@ SCHEME_DEFAULTS: dict[str, Any] = {
 
 # Attributes that describe the wrapper; everything else that the base model's configuration knows is read from and
 # written to the base model's configuration.
-_OWN = frozenset({"base_config", "sparsity", "auto_map", "architectures", "model_type", "transformers_version"})
+_OWN = frozenset(
+    {"base_config", "sparsity", "base_weights", "auto_map", "architectures", "model_type", "transformers_version"}
+)
 # Private, but about the base model all the same: kept there only, so that switching the attention reaches its modules.
 _BASES = frozenset({"_attn_implementation_internal", "_experts_implementation_internal"})
 
@@ -43,6 +45,8 @@ class NMSparseConfig(PreTrainedConfig):
               `modules`, the exact names of the linears that follow the scheme; what is left out is `SCHEME_DEFAULTS`;
             * `input_groups`: lists of module names that read the same input, score it alike and so share one selection;
             * `rewritten`: names of the base model's tensors that differ from the base model's.
+        base_weights: where the weights are that the repository itself does not hold, see `reference_nm_sparse.py`;
+            None when it holds them all.
 
     Unknown attributes are the base model's: `config.hidden_size` reads and `config.use_cache = False` sets them there.
     """
@@ -54,6 +58,7 @@ class NMSparseConfig(PreTrainedConfig):
         self,
         base_config: PreTrainedConfig | dict[str, Any] | None = None,
         sparsity: dict[str, Any] | None = None,
+        base_weights: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if isinstance(base_config, dict):
@@ -71,6 +76,7 @@ class NMSparseConfig(PreTrainedConfig):
                 f"{SPARSITY_VERSION}. Load the model with the remote code that was published beside it."
             )
         self.sparsity["schemes"] = [SCHEME_DEFAULTS | scheme for scheme in self.sparsity["schemes"]]
+        self.base_weights = base_weights
         kwargs.pop("auto_map", None)
         for field in ("dtype", "id2label", "label2id", "is_encoder_decoder", "problem_type"):
             kwargs.setdefault(field, getattr(base_config, field, None))
@@ -115,4 +121,6 @@ class NMSparseConfig(PreTrainedConfig):
         output = super().to_dict()
         output["base_config"].pop("_name_or_path", None)
         output.pop("_name_or_path", None)
+        if output.get("base_weights") is None:
+            output.pop("base_weights", None)
         return output

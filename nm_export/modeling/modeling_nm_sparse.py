@@ -8,6 +8,7 @@ its exact rules (ties, NaN, precision of statistics) are the specification that 
 import functools
 import math
 import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, initialization
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    initialization,
+)
 
 from .configuration_nm_sparse import NMSparseConfig
+from .reference_nm_sparse import hub_options, joined_checkpoint
 
 SHIFT_MODES = {
     "none": 0,
@@ -369,6 +378,42 @@ class _NMSparse(PreTrainedModel):
         self._become_sparse(config)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does; weights that the repository leaves to its base model's are fetched from there.
+
+        Args:
+            pretrained_model_name_or_path: folder or repository.
+            *args: as transformers has them.
+            **kwargs: as transformers has them, and `base_folder`, a folder with the base model's weights, for those
+                who have it elsewhere than `config.json` says.
+
+        Raises:
+            OSError: files cannot be had.
+            ValueError: the base model's weights are not those that this model was made from.
+        """
+        place, config = pretrained_model_name_or_path, kwargs.get("config")
+        if isinstance(config, PreTrainedConfig):
+            base_weights = getattr(config, "base_weights", None)
+        elif place is None:
+            base_weights = None
+        else:
+            fields, _ = NMSparseConfig.get_config_dict(config or place, **hub_options(kwargs))
+            base_weights = fields.get("base_weights")
+        if base_weights is None:
+            return super().from_pretrained(place, *args, **kwargs)
+        with joined_checkpoint(place, base_weights, kwargs) as folder:
+            local = {name: kwargs[name] for name in kwargs if name not in ("revision", "subfolder", "base_folder")}
+            loaded = super().from_pretrained(folder, *args, **local)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if "disk" in (getattr(model, "hf_device_map", None) or {}).values():
+            weakref.finalize(model, shutil.rmtree, folder, ignore_errors=True)  # Accelerate goes on reading from it
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        model.config.base_weights = None  # the model is whole now, and is saved as a whole
+        model.name_or_path = model.config.name_or_path = str(place)
+        return loaded
+
+    @classmethod
     def from_dense(cls, model: PreTrainedModel, sparsity: dict[str, Any]) -> Any:
         """Turn a dense transformers model into a sparse one, in place and without copying a weight.
 
@@ -444,11 +489,16 @@ class _NMSparse(PreTrainedModel):
                 module.enabled = enabled
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does, with the two files of code that reload the model."""
+        """Save as transformers does, with the files of code that reload the model."""
         super().save_pretrained(save_directory, *args, **kwargs)
+        self.copy_code(save_directory)
+
+    @staticmethod
+    def copy_code(folder: Any) -> None:
+        """Copy the files of code that reload the model."""
         here = Path(__file__).parent
-        for name in ("configuration_nm_sparse.py", "modeling_nm_sparse.py"):
-            target = Path(save_directory) / name
+        for name in ("configuration_nm_sparse.py", "modeling_nm_sparse.py", "reference_nm_sparse.py"):
+            target = Path(folder) / name
             if target.exists() and target.samefile(here / name):
                 continue
             shutil.copyfile(here / name, target)

@@ -10,6 +10,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
 from nm_export.errors import UserError
+from nm_export.publishing.base_on_hub import check_base
+from nm_export.publishing.base_weights import base_weights_of
 from nm_export.publishing.contents import check_verified, hash_contents, read_contents
 from nm_export.publishing.hub_requests import PAUSES, bounded_waits, explained, reason, repeated
 from nm_export.publishing.received import check_received
@@ -114,9 +116,14 @@ def push(folder: Path, destination: Destination) -> Publication:
     """
     check_verified(folder)
     repo_id = destination.repo_id
+    again = f"continue with `{command(folder, destination)}`"
+    base = base_weights_of(folder)
+    if base is not None:
+        with bounded_waits(), explained(base.get("repo_id", repo_id), again):
+            check_base(HfApi(), base, destination)
     contents = read_contents(folder, repo_id)
     hash_contents(contents)
-    with bounded_waits(), explained(repo_id, f"continue with `{command(folder, destination)}`"):
+    with bounded_waits(), explained(repo_id, again):
         api = HfApi()
         open_repository(api, destination)
         done = upload(api, contents, destination)

@@ -28,6 +28,7 @@ Phase = Literal["both", "prefill", "decode"]
 Kernel = Literal["auto", "fused", "topk"]
 Precision = Literal["fp32", "int8", "int4"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Weights = Literal["full", "reference"]
 
 
 def _one_or_many(value: object) -> object:
@@ -420,6 +421,10 @@ class PublishSection(Section):
 
     max_shard_size: str = "5GB"
     """Largest safetensors file, for example `500MB`."""
+
+    weights: Weights = "full"
+    """What the folder, and so the repository, holds: `full`, every weight; `reference`, only those that the base model
+    does not have, and where to fetch the others: model.source must have safetensors files."""
 
     @field_validator("repo_id")
     @classmethod

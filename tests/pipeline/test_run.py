@@ -123,6 +123,7 @@ def test_files(exported):
         "modeling_nm_sparse.py",
         "nm_export.json",
         "recipe.yaml",
+        "reference_nm_sparse.py",
         "tokenizer.json",
         "tokenizer_config.json",
         *(f"onnx/{name}" for name in ("genai_config.json", "model.onnx", "model.onnx.data", "tokenizer.json")),

@@ -1,0 +1,202 @@
+"""Folders that leave the base model's weights where they are: what is written instead, and when that cannot be.
+
+A tensor is left to the base model if its file gives the same number, bit for bit, in the dtype of the exported model.
+All others, the sparsity parameters above all, are new weights and are written.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+from torch import Tensor
+
+from nm_export.errors import UserError
+from nm_export.modeling.reference_nm_sparse import file_sha256
+from nm_export.recipe import ModelSection
+from nm_export.sources import resolve_source
+from nm_export.sources.hub import fetch_model
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_NEW_FILES = "nm_parameters{suffix}.safetensors"
+_NEW_INDEX = "nm_parameters.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """Safetensors files of a base model.
+
+    Attributes:
+        place: where readers find them, as `config.json` says it: `repo_id` and `revision`, or `folder`.
+        folder: where they are on this machine.
+        files: their names.
+    """
+
+    place: Mapping[str, str]
+    folder: Path
+    files: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.place.get("folder") or f"{self.place['repo_id']} at {self.place['revision']}"
+
+
+def check_source(section: ModelSection) -> None:
+    """Raise a UserError if a model section names nothing that weights can be left to; looks at local files only."""
+    source = resolve_source(section)
+    if source.kind in ("gguf", "sample"):
+        raise UserError(
+            f"publish.weights: reference leaves weights to safetensors files of the base model, and "
+            f"{source.describe()} has none (its weights are unpacked from GGUF); use publish.weights: full."
+        )
+    if source.path is not None:
+        _weight_files(source.path, source.describe())
+
+
+def find_base_weights(section: ModelSection) -> BaseWeights:
+    """Return the weight files of a model section, fetched if they are on the Hub.
+
+    Raises:
+        UserError: it has no safetensors files, or cannot be had.
+    """
+    check_source(section)
+    source = resolve_source(section)
+    if source.path is not None:
+        return BaseWeights({"folder": str(source.path)}, source.path, _weight_files(source.path, source.describe()))
+    folder = fetch_model(section)
+    place = {"repo_id": section.source, "revision": folder.name}  # a snapshot's folder is called like its commit
+    return BaseWeights(place, folder, _weight_files(folder, source.describe()))
+
+
+def base_weights_of(folder: Path) -> dict[str, Any] | None:
+    """What the `config.json` of an exported folder says about weights that are elsewhere; None if none are."""
+    found: dict[str, Any] | None = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("base_weights")
+    return found
+
+
+def refer(source: Path, target: Path, base: BaseWeights, max_shard_size: str) -> None:
+    """Write those weights of a full model that its base model does not have, and a configuration that names the others.
+
+    Args:
+        source: folder with the weights of the full model.
+        target: folder with its `config.json`; when it is the same, its weight files are replaced.
+        base: the base model's files.
+        max_shard_size: largest safetensors file.
+
+    Raises:
+        UserError: no weight is the base model's.
+    """
+    full = weight_files(source)
+    with _opened(source, full) as tensors, _opened(base.folder, base.files) as originals:
+        new = {name: tensors.read(name) for name in tensors if not _is_same(tensors, originals, name)}
+        if len(new) == len(tensors):
+            raise UserError(_nothing_in_common(tensors, originals, base))
+        for extra in originals.keys() - tensors.keys():  # a tied weight that the base model holds under two names
+            twin = next((name for name in new if name in originals and originals.equal(name, extra)), None)
+            if twin is not None:
+                new[extra] = new[twin].clone()
+        save_torch_state_dict(
+            new, target, filename_pattern=_NEW_FILES, max_shard_size=max_shard_size, metadata={"format": "pt"}
+        )
+    (target / _NEW_INDEX).unlink(missing_ok=True)  # what config.json says is enough
+    new_files = sorted(path.name for path in target.glob(_NEW_FILES.format(suffix="*")))
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    config["base_weights"] = {
+        **base.place,
+        "files": _described(base.folder, base.files),
+        "new_files": _described(target, new_files),
+    }
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    (target / "config.json").write_text(text, encoding="utf-8")
+    if source == target:
+        for name in (*full, INDEX):
+            (target / name).unlink(missing_ok=True)
+
+
+def weight_files(folder: Path) -> tuple[str, ...]:
+    """Names of the files in which transformers looks for a model's weights; none if it has no safetensors."""
+    if (folder / WEIGHTS).is_file():
+        return (WEIGHTS,)
+    if not (folder / INDEX).is_file():
+        return ()
+    return tuple(sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())))
+
+
+def _weight_files(folder: Path, where: str) -> tuple[str, ...]:
+    files = weight_files(folder)
+    if not files:
+        raise UserError(
+            f"publish.weights: reference leaves weights to safetensors files of the base model, and {where} has no "
+            f"{WEIGHTS} (PyTorch's .bin files are not loaded from elsewhere); use publish.weights: full."
+        )
+    for name in files:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise UserError(f"{where} names {name!r} in {INDEX}, which is no file in it; the checkpoint is incomplete.")
+    return files
+
+
+class _Tensors(Mapping[str, Any]):
+    """Tensors of several safetensors files, read one by one."""
+
+    def __init__(self, files: list[Any]) -> None:
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
+
+    def __getitem__(self, name: str) -> Any:
+        """The tensor, its data not read yet: with `get_shape()` and `get_dtype()`."""
+        return self._files[name].get_slice(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor."""
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two of them are the same."""
+        return self[name].get_shape() == self[other].get_shape() and _bits_equal(self.read(name), self.read(other))
+
+
+@contextmanager
+def _opened(folder: Path, names: tuple[str, ...]) -> Iterator[_Tensors]:
+    with ExitStack() as stack:
+        yield _Tensors([stack.enter_context(safe_open(folder / name, framework="pt")) for name in names])
+
+
+def _is_same(tensors: _Tensors, originals: _Tensors, name: str) -> bool:
+    """Whether the base model's tensor, loaded in any dtype, gives what the full model's gives."""
+    if name not in originals or tensors[name].get_shape() != originals[name].get_shape():
+        return False
+    tensor, original = tensors.read(name), originals.read(name)
+    if torch.promote_types(tensor.dtype, original.dtype) != tensor.dtype:  # rounded once already, when it was exported
+        return False
+    return _bits_equal(tensor, original.to(tensor.dtype))
+
+
+def _bits_equal(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
+def _nothing_in_common(tensors: _Tensors, originals: _Tensors, base: BaseWeights) -> str:
+    dtypes = {tensors[name].get_dtype() for name in tensors if ".nm_" not in name}
+    there = {originals[name].get_dtype() for name in originals}
+    if dtypes.isdisjoint(there):
+        return (
+            f"No weight can be left to {base}, which has {', '.join(sorted(there))}, while the exported model has "
+            f"{', '.join(sorted(dtypes))}; set model.dtype to auto, or publish.weights to full."
+        )
+    return f"No weight of the exported model is that of {base}; use publish.weights: full."
+
+
+def _described(folder: Path, names: tuple[str, ...] | list[str]) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"size": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in sorted(names)
+    }

@@ -1,0 +1,170 @@
+"""`publish.weights: reference` through the pipeline, and one form made from the other."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+from typer.testing import CliRunner
+
+from nm_export import load_exported, pipeline
+from nm_export.cli import app
+from nm_export.dry_run import dry_run
+from nm_export.errors import NMExportError, UserError
+from nm_export.publishing import base_weights
+from tests.conftest import MIXED
+from tests.tiny_folder import SIZES, tiny_recipe, write_tiny_folder
+
+REFERENCE = {"weights": "reference"}
+PRUNED = "model.layers.0.mlp.up_proj"
+WEIGHTS = {"modules": PRUNED, "prune": "weights", "score": "magnitude", "shift": "none"}
+SPARSITY = {**MIXED, "overrides": [*MIXED["overrides"], WEIGHTS]}
+
+
+@pytest.fixture(scope="module")
+def small(tiny_source, tmp_path_factory):
+    """The model of `exported` and one pruned weight, as a reference to its base model. Read only."""
+    folder = tmp_path_factory.mktemp("small") / "tiny"
+    recipe = tiny_recipe(tiny_source, sparsity=SPARSITY, publish=REFERENCE)
+    return pipeline.run(recipe, output_dir=folder, skip_onnx=True).folder
+
+
+def command(*words):
+    result = CliRunner().invoke(app, [*map(str, words)])
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    return result
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_written(small, tiny_source):
+    new = load_file(small / "nm_parameters.safetensors")
+    assert {name for name in new if ".nm_" not in name} == {f"{PRUNED}.weight"}
+    assert not (small / "model.safetensors").exists()
+    elsewhere = json.loads((small / "config.json").read_text())["base_weights"]
+    assert elsewhere["folder"] == str(tiny_source)
+    record = json.loads((small / "nm_export.json").read_text())
+    assert {name: file["sha256"] for name, file in elsewhere["files"].items()} == record["base_model"]["weights_sha256"]
+    assert json.loads((small / "measurements.json").read_text())["verification"]["reloaded_logits_equal"] is True
+    assert pipeline.verify_folder(small)
+
+
+def test_both_forms_from_each_other(small, tiny_source, tmp_path):
+    recipe = tiny_recipe(tiny_source, sparsity=SPARSITY)
+    pipeline.run(recipe, output_dir=tmp_path / "run", skip_onnx=True)
+    converted = command("convert", small, tmp_path / "full", "--weights", "full")
+    assert converted.exit_code == 0, converted.output
+    assert "every tensor and the logits are bit-equal" in converted.output
+    assert files(tmp_path / "full").keys() == files(tmp_path / "run").keys()
+    for name in ("model.safetensors", "config.json", "generation_config.json", "modeling_nm_sparse.py"):
+        assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
+    converted = command("convert", tmp_path / "full", tmp_path / "back", "--weights", "reference")
+    assert converted.exit_code == 0, converted.output
+    assert files(tmp_path / "back") == files(small)
+
+
+def test_onnx_is_kept(exported, tmp_path):
+    assert command("convert", exported, tmp_path / "small", "--weights", "reference").exit_code == 0
+    written, before = files(tmp_path / "small"), files(exported)
+    assert written.keys() ^ before.keys() == {"model.safetensors", "nm_parameters.safetensors"}
+    assert {name for name in before if name in written and before[name] != written[name]} == {"config.json"}
+    report = json.loads(pipeline.verify_folder(tmp_path / "small"))
+    assert set(report["modules"]) == {"reloaded", "onnx_kernel", "onnx_function"}
+
+
+def test_another_result_is_not_put_in_place(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_weights, "_is_same", lambda tensors, originals, name: name in originals)
+    source = tmp_path / "full"
+    shutil.copytree(exported, source)
+    with_other_norm(source)
+    refused = command("convert", source, tmp_path / "small", "--weights", "reference")
+    assert refused.exit_code == NMExportError.exit_code
+    assert "Conversion failed: model.norm.weight is another tensor" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def with_other_norm(folder):
+    model, _, _ = load_exported(folder)
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    model.save_pretrained(folder)
+
+
+def test_what_cannot_be_converted(small, exported, tmp_path):
+    other = write_tiny_folder(tmp_path / "other", LlamaConfig(**{**SIZES, "hidden_size": 96}, head_dim=16))
+    for words, sentence in (
+        ((small, tmp_path / "out", "--weights", "reference"), f"The weights of {small} are reference already."),
+        ((exported, tmp_path / "out", "--weights", "full"), f"The weights of {exported} are full already."),
+        ((small, small / "out", "--weights", "full"), "lie in each other"),
+        (
+            (small, tmp_path / "out", "--weights", "full", "--base", "a/b"),
+            "--base and --revision are for --weights ref",
+        ),
+        ((tmp_path, tmp_path / "out", "--weights", "full"), "holds no exported model"),
+        (
+            (exported, tmp_path / "out", "--weights", "reference", "--base", other),
+            f"No weight of the exported model is that of {other}",
+        ),
+    ):
+        refused = command("convert", *words)
+        assert refused.exit_code == UserError.exit_code, refused.output
+        assert sentence in refused.stderr, refused.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_base_model_is_one_sentence(small, tiny_source, tmp_path):
+    shutil.copytree(tiny_source, tmp_path / "base")
+    shutil.copytree(small, tmp_path / "small")
+    path = tmp_path / "small" / "config.json"
+    path.write_text(path.read_text().replace(str(tiny_source), str(tmp_path / "base")))
+    load_exported(tmp_path / "small")
+    with (tmp_path / "base" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    for words in (("verify", tmp_path / "small"), ("convert", tmp_path / "small", tmp_path / "out", "--weights=full")):
+        refused = command(*words)
+        assert refused.exit_code == UserError.exit_code
+        assert "is not the file that this model was made from" in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+SAMPLE = "sample:smollm2-135m-instruct"
+
+
+@pytest.mark.parametrize("source", [SAMPLE, "model.gguf", "bin"])
+@pytest.mark.parametrize("go", [dry_run, pipeline.run])
+def test_bases_without_safetensors_are_refused_at_once(source, go, tiny_source, tmp_path):
+    place = source if source == SAMPLE else tmp_path / source
+    if source == "model.gguf":
+        place.write_bytes(b"GGUF")
+    elif source == "bin":
+        shutil.copytree(tiny_source, place)
+        (place / "model.safetensors").unlink()
+        model = AutoModelForCausalLM.from_pretrained(tiny_source)
+        torch.save(model.state_dict(), place / "pytorch_model.bin")
+    sentence = r"publish\.weights: reference leaves weights to safetensors files.*use publish\.weights: full"
+    with pytest.raises(UserError, match=sentence):
+        go(tiny_recipe(place, publish=REFERENCE), output_dir=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_dtype_leaves_nothing_to_the_base_model(tiny_source, tmp_path):
+    recipe = tiny_recipe(tiny_source, model={"dtype": "bfloat16"}, publish=REFERENCE)
+    with pytest.raises(UserError, match=r"has F32, while the exported model has BF16; set model\.dtype to auto"):
+        pipeline.run(recipe, output_dir=tmp_path / "out", skip_onnx=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run(tiny_source, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_recipe(tiny_source, publish=REFERENCE).to_dict()))
+    shown = command(recipe, "--dry-run", "--output-dir", tmp_path / "out")
+    assert shown.exit_code == 0
+    words = " ".join(shown.stdout.split())
+    assert f"new weights only; the others stay in {tiny_source}" in words
