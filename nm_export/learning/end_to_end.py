@@ -10,6 +10,7 @@ from nm_export.calibration.processes import Processes
 from nm_export.errors import UserError
 from nm_export.learning.agreement import load_everywhere, of_first
 from nm_export.learning.checkpoints import Checkpoints
+from nm_export.learning.divergence import divergence
 from nm_export.learning.optimiser import Optimiser
 from nm_export.learning.report import LearningReport
 from nm_export.learning.trainable import trainable
@@ -104,12 +105,11 @@ def _loss(model: Any, ids: Tensor, section: LearningSection) -> Tensor:
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=section.precision == "bfloat16"):
         if section.loss == "kl":
             with torch.no_grad(), model.dense():
-                expected = model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
-        logits = model(input_ids=ids, use_cache=False).logits.float()
+                expected = model(input_ids=ids, use_cache=False).logits
+        logits = model(input_ids=ids, use_cache=False).logits
     if section.loss == "kl":
-        divergence = F.kl_div(logits.log_softmax(-1), expected, reduction="none", log_target=True)
-        return divergence.sum(-1).mean()
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        return divergence(logits, expected)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def _shuffled(sequences: Tensor, seed: int) -> Tensor:

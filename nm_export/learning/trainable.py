@@ -41,18 +41,43 @@ class _Selection:
         parts = self.parts
         if parts is None or self.x is not x:
             assert linear.nm_shift is not None
-            z = x.float() - linear.nm_shift
-            with torch.no_grad():
-                magnitude = z.abs()
-                kept = keep_mask(
-                    magnitude if linear.nm_score is None else magnitude * linear.nm_score, linear.n, linear.m
-                )
-            filled = torch.where(kept, x, linear.nm_shift).to(x.dtype)
-            dropped = torch.where(kept, 0.0, z) if self.with_dropped else None
-            self.x, self.left, parts = x, self.readers, (filled, dropped)
+            parts = _Pruned.apply(x, linear.nm_shift, linear.nm_score, linear.n, linear.m, self.with_dropped)
+            self.x, self.left = x, self.readers
         self.left -= 1
         self.x, self.parts = (x, parts) if self.left else (None, None)
         return parts
+
+
+class _Pruned(torch.autograd.Function):
+    """`where(kept, x, e)` and, for residuals, `where(kept, 0, x - e)`, with the choice as a constant.
+
+    By hand, because autograd would go through a dozen tensors of x's size in float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shift: Tensor, score: Tensor | None, n: int, m: int, with_dropped: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        z = x.float() - shift
+        magnitude = z.abs()
+        kept = keep_mask(magnitude if score is None else magnitude.mul_(score), n, m)
+        ctx.save_for_backward(kept)
+        ctx.shift_is_scalar = shift.numel() == 1
+        filled = torch.where(kept, x, shift.to(x.dtype))
+        return filled, z.masked_fill_(kept, 0.0) if with_dropped else None
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        of_filled, of_dropped = gradients
+        (kept,) = ctx.saved_tensors
+        of_x = of_shift = None
+        if ctx.needs_input_grad[1]:
+            moved = of_filled if of_dropped is None else of_filled - of_dropped
+            of_shift = moved.masked_fill(kept, 0.0).flatten(0, -2).sum(0, dtype=torch.float32)
+            of_shift = of_shift.sum().reshape(1) if ctx.shift_is_scalar else of_shift
+        if ctx.needs_input_grad[0]:
+            of_x = torch.where(kept, of_filled, 0.0 if of_dropped is None else of_dropped.to(of_filled.dtype))
+        return of_x, of_shift, None, None, None, None
 
 
 class TrainedLinear(NMSparseLinear):
@@ -87,10 +112,11 @@ class TrainedLinear(NMSparseLinear):
         y = F.linear(x, self.weight)
         if self.update is not None:
             y = y + F.linear(F.linear(x, self.update[0].to(x.dtype)), self.update[1].to(x.dtype))
+        bias = self.nm_bias if self.bias is None else self.bias if self.nm_bias is None else self.bias + self.nm_bias
         if self.nm_scale is not None:
-            y = y * self.nm_scale
-        for bias in (self.bias, self.nm_bias):
-            y = y if bias is None else y + bias
+            y = y * self.nm_scale if bias is None else torch.addcmul(bias, y, self.nm_scale)  # rounded once
+        elif bias is not None:
+            y = y + bias
         return y.to(x.dtype)
 
 

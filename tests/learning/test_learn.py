@@ -168,7 +168,10 @@ def test_products_in_bfloat16_train_float32_parameters(mode):
     report = learn(model, TWICE, section(mode, precision="bfloat16", held_out_samples=4))
     expected = learn(exact, TWICE, section(mode, held_out_samples=4))
     assert report.losses != expected.losses
-    assert report.losses == pytest.approx(expected.losses, rel=0.2)
+    # single losses differ by up to a third, depending on the order of the samples: other channels are kept
+    assert sum(report.losses) == pytest.approx(sum(expected.losses), rel=0.1)
+    for part, (before, after, _) in expected.held_out.items():
+        assert report.held_out[part][:2] == pytest.approx((before, after), rel=0.1)
     assert {tensor.dtype for tensor in model.state_dict().values()} == {torch.float32}
 
 
