@@ -5,23 +5,16 @@ import copy
 import pytest
 import torch
 
-from nm_export.calibration import calibrate
-from nm_export.modeling import NMSparseForCausalLM
-from nm_export.plan import make_plan
 from tests.calibration import paper_methods
-from tests.tiny_models import dense_model, recipe, token_ids
+from tests.tiny_models import dense_model, token_ids
 
 CALIBRATION = token_ids(samples=4, length=24, seed=1)
 WINDOWS = token_ids(samples=4, length=32, seed=2)
 
 
 def package(dense, method):
-    """Log-probabilities of the package; q, k and v calibrated each by itself, as the paper does."""
-    model = copy.deepcopy(dense)
-    sparsity = make_plan(model, recipe(**paper_methods.RECIPES[method])).sparsity()
-    sparsity["input_groups"] = [[name] for group in sparsity["input_groups"] for name in group]
-    model = NMSparseForCausalLM.from_dense(model, sparsity)
-    calibrate(model, CALIBRATION)
+    """Log-probabilities of the package."""
+    model = paper_methods.package(copy.deepcopy(dense), method, CALIBRATION)
     return paper_methods.log_probabilities(model, WINDOWS)
 
 
