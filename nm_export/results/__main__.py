@@ -20,7 +20,7 @@ def main(
     task_data: Annotated[
         Path | None, typer.Option(help="Folder with piqa_valid_labeled.jsonl and ARC-Easy-Dev.jsonl; none: no tasks.")
     ] = None,
-    cache: Annotated[Path, typer.Option(help="Folder of what has been measured.")] = Path("output/results"),
+    cache: Annotated[Path, typer.Option(help="Folder of what has been measured.")] = Path("docs/results"),
     recipes: Annotated[Path, typer.Option(help="Folder of the recipes.")] = Path("recipes"),
     page: Annotated[Path, typer.Option(help="Page to write; the picture is written beside it.")] = Path(
         "docs/results.md"
@@ -43,8 +43,8 @@ def main(
 ) -> None:
     """Measure every method under one protocol, row by row, and write docs/results.md.
 
-    Rows are kept as they are finished: the same command goes on where it was interrupted, and measures again only
-    what has changed since (recipe, weights, text, code).
+    Rows are kept as they are finished, in docs/results: the same command goes on where it was interrupted, and measures
+    again only what has changed since (recipe, weights, text, code).
     """
     try:
         rows = read_rows(recipes, calibration=calibration, learning=(learned_samples, learned_length))

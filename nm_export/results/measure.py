@@ -122,14 +122,15 @@ class Bench:
     def measured(self, row: Row) -> Measured:
         """Return what is known of a row under this protocol."""
         known = self.store.load(row.name, self.key(row))
-        keys = self._part_keys
-        tasks = known.get(keys.get("tasks", ""), {}) if row.with_tasks else {}
+        parts, keys = known.get("parts", {}), self._part_keys
+        tasks = parts.get(keys.get("tasks", ""), {}) if row.with_tasks else {}
         scores = {task: _task_score(task, values) for task, values in tasks.items()}
         return Measured(
             row,
             cost=known.get("cost"),
             machine=known.get("measured_on"),
-            texts={title: known[keys[title]] for title in self.texts if keys[title] in known},
+            older=bool(parts) and bool(self._missing(row, known).keys() & {p for p, k in keys.items() if k in parts}),
+            texts={title: parts[keys[title]] for title in self.texts if keys[title] in parts},
             tasks={task: score.metrics["acc"] for task, score in scores.items()},
             drop=mean_relative_drop(scores, self._dense_scores()) if scores else None,
         )
@@ -139,7 +140,7 @@ class Bench:
         return not self._missing(row, self.store.load(row.name, self.key(row)))
 
     def measure(self, row: Row) -> None:
-        """Measure what is missing of a row; every finished part is kept at once.
+        """Measure what is missing of a row, or was measured by other code; every finished part is kept at once.
 
         Raises:
             UserError: the recipe names another model, or does not fit it.
@@ -151,18 +152,22 @@ class Bench:
         missing = self._missing(row, known)
         if not missing:
             return
+        if known.get("code") != self._code(row):
+            known = {}
         prepared = self._prepare(row, known)
         batch = {"batch_size": 1} if row.recipe.sparsity.score == "clact_noncausal" else {}
         for part, key_of_part in missing.items():
             if part == "tasks":
                 assert self.suite is not None
                 scores = evaluate_tasks(prepared.model, self.tokenizer, self.suite, **batch)
-                known[key_of_part] = {task: _task_values(score) for task, score in scores.items()}
+                values = {task: _task_values(score) for task, score in scores.items()}
             else:
                 text = self.texts[part].input_ids
                 logits = torch_logits(prepared.model)
                 scored = evaluate_text(logits, self._remembered, text, description=part, **batch)
-                known[key_of_part] = scored.to_dict()
+                values = scored.to_dict()
+            known["parts"][key_of_part] = values
+            known["code_of_parts"][key_of_part] = self._code_of_parts[part]
             self.store.save(row.name, key, known)
 
     def measure_dense_tasks(self) -> None:
@@ -170,9 +175,8 @@ class Bench:
         if self.suite is None or self._dense_scores():
             return
         scores = evaluate_tasks(self.dense, self.tokenizer, self.suite)
-        known = self.store.load(DENSE, self._dense_key)
-        known[self._part_keys["tasks"]] = {task: _task_values(score) for task, score in scores.items()}
-        known["measured_on"] = _machine()
+        values = {task: _task_values(score) for task, score in scores.items()}
+        known = {"parts": {self._part_keys["tasks"]: values}, "measured_on": _machine()}
         self.store.save(DENSE, self._dense_key, known)
 
     def facts(self, command: str) -> Facts:
@@ -187,23 +191,25 @@ class Bench:
         )
 
     def key(self, row: Row) -> str:
-        """Hash of everything that decides a row's model: recipe, weights, calibration text, code, libraries."""
-        recipe = row.recipe
-        code = [*_CODE]
-        code += _BUDGET_CODE if recipe.sparsity.budget is not None else ()
-        code += _LEARNING_CODE if row.learned else ()
-        settings = recipe.to_dict()
+        """Hash of what a row's model is: recipe, weights, calibration text."""
+        settings = row.recipe.to_dict()
         return digest(
             {
                 "sparsity": settings["sparsity"],
                 "calibration": settings["calibration"],
                 "learning": settings["learning"] if row.learned else None,
-                "text": self._text_digest(recipe.calibration),
+                "text": self._text_digest(row.recipe.calibration),
                 "model": [self.provenance["weights_sha256"], self.provenance["dtype"]],
-                "code": code_digest(*code),
-                "versions": installed_versions(["torch", "transformers"]),
             }
         )
+
+    @staticmethod
+    def _code(row: Row) -> str:
+        """Hash of what makes the row's model of that: this package's code, libraries."""
+        code = [*_CODE]
+        code += _BUDGET_CODE if row.recipe.sparsity.budget is not None else ()
+        code += _LEARNING_CODE if row.learned else ()
+        return digest([code_digest(*code), installed_versions(["torch", "transformers"])])
 
     @cached_property
     def _dense_key(self) -> str:
@@ -212,27 +218,36 @@ class Bench:
 
     @cached_property
     def _part_keys(self) -> dict[str, str]:
-        """The key of each text, and of the tasks, in a row's file."""
-        text_code = code_digest(*_TEXT_CODE)
-        keys = {
-            title: f"text-{digest([text.provenance['ids_sha256'], text_code])[:16]}"
-            for title, text in self.texts.items()
-        }
+        """The key of each text, and of the tasks, in a row's file: what the model reads."""
+        keys = {title: f"text-{text.provenance['ids_sha256'][:16]}" for title, text in self.texts.items()}
         if self.suite is not None:
             asked = {
                 name: [task.eval_docs[index] for index in self.suite.examples[name]]
                 for name, task in self.suite.tasks.items()
             }
-            facts = [asked, code_digest(*_TASK_CODE), installed_versions(["lm_eval"])]
-            keys["tasks"] = f"tasks-{digest(facts)[:16]}"
+            keys["tasks"] = f"tasks-{digest(asked)[:16]}"
         return keys
 
+    @cached_property
+    def _code_of_parts(self) -> dict[str, str]:
+        """Hash of what scores each part."""
+        codes = dict.fromkeys(self.texts, code_digest(*_TEXT_CODE))
+        if self.suite is not None:
+            codes["tasks"] = digest([code_digest(*_TASK_CODE), installed_versions(["lm_eval"])])
+        return codes
+
     def _missing(self, row: Row, known: dict[str, Any]) -> dict[str, str]:
-        wanted = {part: key for part, key in self._part_keys.items() if part != "tasks" or row.with_tasks}
-        return {part: key for part, key in wanted.items() if key not in known}
+        """The key of each part that is not there, or was measured by other code."""
+        current = known.get("code_of_parts", {}) if known.get("code") == self._code(row) else {}
+        return {
+            part: key
+            for part, key in self._part_keys.items()
+            if (part != "tasks" or row.with_tasks) and current.get(key) != self._code_of_parts[part]
+        }
 
     def _dense_scores(self) -> dict[str, TaskScore]:
-        known = self.store.load(DENSE, self._dense_key).get(self._part_keys.get("tasks", ""), {})
+        parts = self.store.load(DENSE, self._dense_key).get("parts", {})
+        known = parts.get(self._part_keys.get("tasks", ""), {})
         return {task: _task_score(task, values) for task, values in known.items()}
 
     def _prepare(self, row: Row, known: dict[str, Any]) -> Prepared:
@@ -243,7 +258,7 @@ class Bench:
             row.recipe.model_copy(update={"evaluation": held_out}),
             stages,
             Processes(),
-            self.store.checkpoints(f"{row.name}-{self.key(row)[:16]}"),
+            self.store.checkpoints(f"{row.name}-{digest([self.key(row), self._code(row)])[:16]}"),
         )
         work = ("allocate", "calibrate", "learn")
         added = {
@@ -265,7 +280,12 @@ class Bench:
             },
         )
         known["measured_on"] = _machine()
-        known["row"], known["recipe"], known["note"] = row.name, row.recipe.to_dict(), row.note
+        settings = row.recipe.to_dict()
+        known["row"], known["note"] = row.name, row.note
+        known["recipe"] = {section: settings[section] for section in ("model", "sparsity", "calibration", "learning")}
+        known["code"] = self._code(row)
+        known.setdefault("parts", {})
+        known.setdefault("code_of_parts", {})
         return prepared
 
     def _text_digest(self, section: CalibrationSection) -> str:

@@ -19,6 +19,7 @@ class Measured:
         texts: `TextScores.to_dict` by the title of the text.
         tasks: accuracy by task.
         drop: mean relative drop over the tasks, in percent.
+        older: whether some of it was measured by another state of the code, or other versions of libraries.
     """
 
     row: Row
@@ -27,6 +28,7 @@ class Measured:
     texts: dict[str, dict[str, Any]] = field(default_factory=dict)
     tasks: dict[str, Estimate] = field(default_factory=dict)
     drop: Estimate | None = None
+    older: bool = False
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,8 @@ _METHODS = """Every linear layer of the decoder, every token, the prompt include
 model's, ± the standard error of the paired difference over the windows. *KL*: mean divergence from the dense model's
 predictions, in nats. *Saved* and *added*: shares of the multiplications of all decoder linears. *Calibration*:
 processor time, which a busy machine does not stretch. *Extra*: bytes of the parameters that come with the sparsity.
-Methods marked † are trained here on less than their recipes say; below the table stands on how much."""
+Methods marked † are trained here on less than their recipes say; below the table stands on how much. Rows marked ‡
+were measured by an earlier state of the code; the same command measures them again."""
 _RECIPES = """The recipes for users, as they are. Those that prune only the layers that bear it save less than half."""
 _PATTERNS = """Half of the multiplications of every linear layer saved, at different freedom of choice: groups of 4,
 8, 16, 32 channels, or all channels of a token (50 %). Ratios of the perplexity to the dense model's."""
@@ -91,7 +92,7 @@ def _quality_table(results: Sequence[Measured], facts: Facts, *, patterns: bool 
     rows = [[*dense, "", "", "", ""]]
     notes = []
     for result in results:
-        mark = "†" if result.row.note else ""
+        mark = ("†" if result.row.note else "") + ("‡" if result.older else "")
         if result.row.note:
             notes.append(f"† {result.row.title}: {result.row.note}.")
         cells = [f"{result.row.title}{mark}", *([result.row.pattern] if patterns else [])]

@@ -15,7 +15,7 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class Store:
-    """A folder of measurements. A file's name is the row's and the hash of everything that decides the model."""
+    """A folder of measurements. A file's name is the row's and the hash of what its model is."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,7 +31,7 @@ class Store:
 
     def save(self, name: str, key: str, measured: dict[str, Any]) -> None:
         """Keep what has been measured of a row, instead of what was there."""
-        write_text(self._path(name, key), json.dumps(measured, indent=2, allow_nan=False) + "\n")
+        write_text(self._path(name, key), json.dumps(measured, indent=1, allow_nan=False) + "\n")
 
     def checkpoints(self, name: str) -> Path:
         """Folder where the learning of a row leaves what it has reached; it stays, for texts that are added later."""

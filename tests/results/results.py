@@ -37,8 +37,8 @@ def measured(name: str, pattern: str = "8:16", *, ratio: float | None = 2.0, sav
         "cpu_seconds": {"calibrate": 3.0, "learn": 4.0},
     }
     machine = {"processor": "A", "cores": 2, "threads": 1, "python": "3.11.7", "versions": {"torch": "2.13.0"}}
-    tasks = {"tasks": changes.pop("tasks", {}), "drop": changes.pop("drop", None)}
-    return Measured(row(name, pattern, **changes), cost, machine, {"one": scores(ratio)}, **tasks)
+    more = {"tasks": changes.pop("tasks", {}), "drop": changes.pop("drop", None), "older": changes.pop("older", False)}
+    return Measured(row(name, pattern, **changes), cost, machine, {"one": scores(ratio)}, **more)
 
 
 FACTS = Facts(

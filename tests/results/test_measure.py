@@ -93,6 +93,24 @@ def test_what_is_measured_is_not_measured_again(recipes, text, tmp_path: Path, m
     assert again.measured(row) == bench.measured(row)
 
 
+def test_what_other_code_measured_is_shown_and_measured_again(recipes, text, tmp_path: Path, monkeypatch) -> None:
+    row = _row(recipes, "magnitude_8of16")
+    bench = _bench(row, tmp_path, text)
+    bench.measure(row)
+    assert not bench.measured(row).older
+    for name in ("_CODE", "_TEXT_CODE"):
+        with monkeypatch.context() as changed:
+            changed.setattr(measure, name, ("plan.py",))
+            other = _bench(row, tmp_path, text)
+            assert not other.complete(row)
+            assert other.measured(row).older
+            assert other.measured(row).texts == bench.measured(row).texts
+            other.measure(row)
+            assert not other.measured(row).older
+        assert bench.measured(row).older
+        bench.measure(row)
+
+
 def test_an_interrupted_row_keeps_what_it_has(recipes, text, tmp_path: Path, monkeypatch) -> None:
     row = _row(recipes, "magnitude_8of16")
     bench = _bench(row, tmp_path, text, docs="builtin:python-docs")

@@ -60,6 +60,12 @@ def test_shortened_learning_is_said() -> None:
     assert "† Lpts: 32 x 256 tokens instead of 256 x 512." in page
 
 
+def test_rows_of_earlier_code_are_marked() -> None:
+    page = to_markdown([measured("amber_8of16", older=True), measured("var_8of16")], FACTS)
+    assert "| Amber‡ |" in page
+    assert "| Var |" in page
+
+
 def test_what_is_missing_is_said() -> None:
     page = to_markdown([measured("magnitude_8of16"), Measured(row("var_8of16"))], FACTS)
     assert "Not measured yet, or not on every text: var_8of16." in page
