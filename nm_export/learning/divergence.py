@@ -1,4 +1,4 @@
-"""KL divergence of next-token distributions, some rows at a time: with a vocabulary its temporaries are the largest of all."""
+"""KL divergence of next-token distributions, some rows at a time: with a vocabulary, its temporaries would be huge."""
 
 from typing import Any
 
