@@ -15,6 +15,7 @@ from nm_export import ops
 from nm_export.benchmark.storage import FLOAT, Storage, StoredTensor
 from nm_export.errors import NMExportError
 from nm_export.onnx.functions import DOMAIN, DOMAIN_VERSION, NM_TOPK
+from nm_export.onnx.matmul_nbits import ACCURACY_LEVEL
 from nm_export.onnx.sparse_matmul_function import NM_SPARSE_MATMUL
 from nm_export.onnx.sparse_matmul_nbits_function import NM_SPARSE_MATMUL_NBITS
 
@@ -129,7 +130,7 @@ def dense_rival(weights: StoredWeights, form: Storage, K: int, O: int, threads: 
                 "N": O,
                 "bits": form.bits,
                 "block_size": form.block_size,
-                "accuracy_level": 4,
+                "accuracy_level": ACCURACY_LEVEL,
             }
             inputs = ["x", f"weight{c}", f"scales{c}"]
             nodes.append(helper.make_node("MatMulNBits", inputs, [f"y{c}"], domain="com.microsoft", **attributes))
@@ -158,7 +159,8 @@ def sparse_rival(
         attributes: dict[str, Any] = {}
         if form.block_size is not None:
             inputs += [f"scales{c}", f"zero_points{c}"]
-            product, attributes = NM_SPARSE_MATMUL_NBITS, {"block_size": form.block_size}
+            product = NM_SPARSE_MATMUL_NBITS
+            attributes = {"block_size": form.block_size, "accuracy_level": ACCURACY_LEVEL}
         inputs += ["zeros_out", f"token_shift{selection}", "zeros_out"]
         nodes.append(helper.make_node(product, inputs, [f"y{c}"], domain=DOMAIN, **attributes))
     constants = [*selection_constants(K), constant("zeros_out", np.zeros(O))]

@@ -93,32 +93,19 @@ WeightType weight_type_of(int32_t dtype) {
   }
 }
 
-template <class Product>
-auto set_weight(Product& product, const nm_export_sparse_matmul_arguments& a, int)
-    -> decltype(product.weight_type, void()) {
-  product.weight = a.weight;
-  product.weight_type = weight_type_of(a.dtype);
-  product.columns = a.columns;
-}
-
-template <class Product>
-void set_weight(Product& product, const nm_export_sparse_matmul_arguments& a, long) {
-  product.weight.data = a.weight;
-  product.weight.type = weight_type_of(a.dtype);
-  product.weight.columns = a.columns;
-}
-
 int32_t sparse_matmul_part(const nm_export_sparse_matmul_arguments& a, size_t part, size_t parts) {
   if (a.channels == 0 || a.channels > UINT32_MAX || part >= parts) return NM_EXPORT_INVALID_ARGUMENT;
   if (!is_dtype(a.dtype)) return NM_EXPORT_INVALID_ARGUMENT;
-  const ProductKernels* kernels = instruction_set().products;
-  if (kernels == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
+  const InstructionSet& isa = instruction_set();
+  if (isa.products == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
   if (a.tokens == 0 || a.columns == 0) return NM_EXPORT_OK;
 
   const std::vector<float> zeros(std::max(a.tokens, a.columns));
   SparseProduct product{};
   product.values = a.values;
-  set_weight(product, a, 0);
+  product.weight.type = weight_type_of(a.dtype);
+  product.weight.data = a.weight;
+  product.weight.columns = a.columns;
   product.bias = a.bias == nullptr ? zeros.data() : a.bias;
   product.token_shift = zeros.data();
   product.offset = zeros.data();
@@ -127,7 +114,7 @@ int32_t sparse_matmul_part(const nm_export_sparse_matmul_arguments& a, size_t pa
   product.channels = a.channels;
   CallBuffers call_buffers;
   WorkerBuffers worker_buffers;
-  const SparseMatMul matmul(*kernels, product, parts, call_buffers);
+  const SparseMatMul matmul(isa, product, parts, call_buffers);
   for (size_t task = part; task < matmul.tasks(); task += parts) matmul.run(task, worker_buffers);
   return NM_EXPORT_OK;
 }

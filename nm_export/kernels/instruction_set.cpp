@@ -71,29 +71,38 @@ bool supports_avx512() {
   return supports_avx2() && f && dq && bw && (saved_states() & kXmmToZmm) == kXmmToZmm;
 }
 
+bool supports_avx512vnni() { return supports_avx512() && has_bit(cpuid(7).ecx, 11); }
+
 #endif
+
+InstructionSet unusable(const char* name, const char* error) { return {name, nullptr, nullptr, nullptr, error}; }
 
 }  // namespace
 
 InstructionSet find_instruction_set(const char* name) {
-  if (std::strcmp(name, "portable") == 0) return {"portable", &kPortableKernels, &kPortableProducts, nullptr};
+  if (std::strcmp(name, "portable") == 0) {
+    return {"portable", &kPortableKernels, &kPortableProducts, &kPortableIntegers, nullptr};
+  }
 #ifdef NM_EXPORT_X86_64
   if (std::strcmp(name, "avx2") == 0) {
-    if (supports_avx2()) return {"avx2", &kAvx2Kernels, &kAvx2Products, nullptr};
-    return {"avx2", nullptr, nullptr,
-            "NM_EXPORT_ISA is avx2, which this processor or its operating system does not support"};
+    if (supports_avx2()) return {"avx2", &kAvx2Kernels, &kAvx2Products, &kAvx2Integers, nullptr};
+    return unusable("avx2", "NM_EXPORT_ISA is avx2, which this processor or its operating system does not support");
   }
   if (std::strcmp(name, "avx512") == 0) {
-    if (supports_avx512()) return {"avx512", &kAvx512Kernels, &kAvx512Products, nullptr};
-    return {"avx512", nullptr, nullptr,
-            "NM_EXPORT_ISA is avx512, which this processor or its operating system does not support"};
+    if (supports_avx512()) return {"avx512", &kAvx512Kernels, &kAvx512Products, &kAvx512Integers, nullptr};
+    return unusable("avx512", "NM_EXPORT_ISA is avx512, which this processor or its operating system does not support");
   }
-  return {name, nullptr, nullptr, "NM_EXPORT_ISA must be portable, avx2 or avx512"};
+  if (std::strcmp(name, "avx512vnni") == 0) {
+    if (supports_avx512vnni()) return {"avx512vnni", &kAvx512Kernels, &kAvx512Products, &kAvx512VnniIntegers, nullptr};
+    return unusable("avx512vnni",
+                    "NM_EXPORT_ISA is avx512vnni, which this processor or its operating system does not support");
+  }
+  return unusable(name, "NM_EXPORT_ISA must be portable, avx2, avx512 or avx512vnni");
 #elif defined(NM_EXPORT_AARCH64)
-  if (std::strcmp(name, "neon") == 0) return {"neon", &kNeonKernels, &kNeonProducts, nullptr};
-  return {name, nullptr, nullptr, "NM_EXPORT_ISA must be portable or neon on this kind of processor"};
+  if (std::strcmp(name, "neon") == 0) return {"neon", &kNeonKernels, &kNeonProducts, &kPortableIntegers, nullptr};
+  return unusable(name, "NM_EXPORT_ISA must be portable or neon on this kind of processor");
 #else
-  return {name, nullptr, nullptr, "NM_EXPORT_ISA must be portable on this kind of processor"};
+  return unusable(name, "NM_EXPORT_ISA must be portable on this kind of processor");
 #endif
 }
 
@@ -101,6 +110,7 @@ InstructionSet choose_instruction_set() {
   const char* requested = std::getenv("NM_EXPORT_ISA");
   if (requested != nullptr && *requested != '\0') return find_instruction_set(requested);
 #ifdef NM_EXPORT_X86_64
+  if (supports_avx512vnni()) return find_instruction_set("avx512vnni");
   if (supports_avx512()) return find_instruction_set("avx512");
   if (supports_avx2()) return find_instruction_set("avx2");
 #elif defined(NM_EXPORT_AARCH64)

@@ -1,15 +1,17 @@
 // The choice of row kernels for the processor that runs this process.
 #pragma once
 
+#include "integer_kernels.h"
 #include "product_kernels.h"
 #include "row_kernels.h"
 
 namespace nm_export {
 
 struct InstructionSet {
-  const char* name;                // portable, avx2, avx512 or neon
+  const char* name;                // portable, avx2, avx512, avx512vnni or neon
   const RowKernels* kernels;       // null where `error` is set
   const ProductKernels* products;  // null where `error` is set
+  const IntegerKernels* integers;  // null where `error` is set
   const char* error;               // why the requested one cannot be used
 };
 

@@ -49,7 +49,7 @@ struct Job {
 };
 
 void run(const ProductNode& node, const SparseProduct& product, CallBuffers& buffers, ort::KernelContext* context) {
-  const SparseMatMul matmul(*node.isa.products, product, node.workers, buffers);
+  const SparseMatMul matmul(node.isa, product, node.workers, buffers);
   Job job{matmul};
   if (matmul.tasks() == 1) {
     job.run(0);
@@ -86,7 +86,7 @@ ProductShapes product_shapes(const ProductNode& node, const ort::KernelContext* 
 }
 
 void multiply(const ProductNode& node, ort::KernelContext* context, const ProductShapes& shapes, const Weight& weight,
-              size_t bias_input) {
+              size_t bias_input, bool may_round) {
   const Api& api = *node.api;
   const int64_t columns = shapes.weight[1];
   const auto vector = [&](size_t index, const char* name) {
@@ -94,6 +94,7 @@ void multiply(const ProductNode& node, ort::KernelContext* context, const Produc
   };
   SparseProduct product{};
   product.weight = weight;
+  product.may_round = may_round;
   product.bias = vector(bias_input, "bias");
   product.offset = vector(bias_input + 2, "offset");
 

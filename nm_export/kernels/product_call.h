@@ -33,9 +33,9 @@ struct ProductShapes {
 
 ProductShapes product_shapes(const ProductNode& node, const ort::KernelContext* context);
 
-// y = values weight + token_shift * offset + bias, with `bias_input` as the index of bias.
+// y = values weight + token_shift * offset + bias, with `bias_input` as the index of bias. `may_round`: see SparseProduct.
 void multiply(const ProductNode& node, ort::KernelContext* context, const ProductShapes& shapes, const Weight& weight,
-              size_t bias_input);
+              size_t bias_input, bool may_round);
 
 // y has the shape of values, but for the last axis.
 ort::Status* infer_product_shape(const ort::CustomOp* op, ort::ShapeInferContext* context);

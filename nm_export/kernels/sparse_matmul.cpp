@@ -40,13 +40,16 @@ size_t bits_of(WeightType type) {
   }
 }
 
+bool has_codes(WeightType type) { return type >= WeightType::kInt8; }
+
 size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-SparseMatMul::SparseMatMul(const ProductKernels& kernels, const SparseProduct& product, size_t workers,
+SparseMatMul::SparseMatMul(const InstructionSet& isa, const SparseProduct& product, size_t workers,
                            CallBuffers& buffers)
-    : kernels_(kernels),
+    : kernels_(*isa.products),
+      integers_(*isa.integers),
       product_(product),
       blocks_(ceil_div(product.channels, kBlockChannels)),
       by_rows_(product.tokens <= kFewTokens) {
@@ -138,7 +141,9 @@ void SparseMatMul::run(size_t task, WorkerBuffers& buffers) const {
 }
 
 void SparseMatMul::add_rows(size_t first_column, size_t columns) const {
-  const auto add = kernels_.add_rows[static_cast<int>(product_.weight.type)];
+  const auto type = static_cast<size_t>(product_.weight.type);
+  const bool by_integers = product_.may_round && has_codes(product_.weight.type);
+  const auto add = by_integers ? integers_.add_rows[type - static_cast<size_t>(WeightType::kInt8)] : kernels_.add_rows[type];
   const float* bias = product_.bias + first_column;
   const float* offset = product_.offset + first_column;
   const size_t tokens = product_.tokens;

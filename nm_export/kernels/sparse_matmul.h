@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "aligned_buffer.h"
-#include "product_kernels.h"
+#include "instruction_set.h"
 
 namespace nm_export {
 
@@ -19,6 +19,7 @@ struct SparseProduct {
   float* y;                  // [tokens, columns]
   size_t tokens;
   size_t channels;  // < 2^32
+  bool may_round;   // products with codes may round values to 8 bits: accuracy level 4
 };
 
 // Buffers of one call, and of one worker of it, kept between calls.
@@ -39,7 +40,7 @@ class SparseMatMul {
  public:
   // `product` has at least one token, channel and column. Its pointers and `buffers` outlive this object. `workers` is
   // how many tasks may run at once. Throws std::bad_alloc.
-  SparseMatMul(const ProductKernels& kernels, const SparseProduct& product, size_t workers, CallBuffers& buffers);
+  SparseMatMul(const InstructionSet& isa, const SparseProduct& product, size_t workers, CallBuffers& buffers);
 
   size_t tasks() const { return column_tasks_ * token_tasks_; }
 
@@ -57,6 +58,7 @@ class SparseMatMul {
   Prefetch prefetch(const Part& part, size_t steps) const;
 
   const ProductKernels& kernels_;
+  const IntegerKernels& integers_;
   const SparseProduct product_;
   const size_t blocks_;
   const bool by_rows_;

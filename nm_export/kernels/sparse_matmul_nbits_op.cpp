@@ -21,6 +21,7 @@ struct Kernel {
   WeightType type;
   int64_t block_size;
   bool symmetric;  // zero points are constants of the model, and all 0
+  bool may_round;  // values to 8 bits
 };
 
 WeightType weight_type_of(ort::ElementType type) {
@@ -45,6 +46,18 @@ int64_t block_size_of(const Api& api, const ort::KernelInfo* info, const std::st
          node + ": the attribute block_size is " + std::to_string(size) + "; it must be a power of two");
   }
   return size;
+}
+
+// Left out, it is 0. Levels that ask for more than 8 bits get float32.
+bool may_round(const Api& api, const ort::KernelInfo* info, const std::string& node) {
+  constexpr const char* kAttribute = "accuracy_level";
+  constexpr int64_t kEightBits = 4;
+  int64_t level = 0;
+  if (Status* missing = api.KernelInfoGetAttribute_int64(info, kAttribute, &level)) {
+    api.ReleaseStatus(missing);
+    return false;
+  }
+  return int_attribute(api, info, node, kAttribute, 0, kEightBits) == kEightBits;
 }
 
 // The unused half of the last byte counts too: ONNX says that it is 0.
@@ -95,7 +108,7 @@ void compute(const Kernel& kernel, ort::KernelContext* context) {
   if (kernel.symmetric) weight.zero_points = nullptr;
   weight.block_size = static_cast<size_t>(kernel.block_size);
   weight.blocks = static_cast<size_t>(blocks);
-  multiply(kernel.node, context, shapes, weight, kBias);
+  multiply(kernel.node, context, shapes, weight, kBias, kernel.may_round);
 }
 
 Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::KernelInfo* info, void** kernel) {
@@ -104,7 +117,8 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
   return guarded(api, kName, [&] {
     const ProductNode node = make_product_node(self, info);
     const WeightType type = weight_type_of(self.inputs[kWeightInput]);
-    *kernel = new Kernel{node, type, block_size_of(api, info, node.name), has_constant_zeros(api, info, type)};
+    *kernel = new Kernel{node, type, block_size_of(api, info, node.name), has_constant_zeros(api, info, type),
+                         may_round(api, info, node.name)};
   });
 }
 

@@ -34,7 +34,7 @@ void compute(const Kernel& kernel, ort::KernelContext* context) {
   weight.type = kernel.weight_type;
   weight.data = data_of<const void>(api, input(api, context, kWeightInput));
   weight.columns = static_cast<size_t>(shapes.weight[1]);
-  multiply(kernel.node, context, shapes, weight, kBiasInput);
+  multiply(kernel.node, context, shapes, weight, kBiasInput, false);
 }
 
 Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::KernelInfo* info, void** kernel) {

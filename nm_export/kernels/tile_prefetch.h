@@ -12,7 +12,7 @@ constexpr size_t kTileVectors = 8;  // as many sums as hide the latency of multi
 template <class Lanes>
 void prefetch_step(Prefetch& next) {
   for (size_t i = 0; i < next.lines_per_step && next.rows > 0; ++i) {
-    Lanes::prefetch_far(next.at + next.line * kCacheLine);
+    Lanes::prefetch(next.at + next.line * kCacheLine);
     if (++next.line == next.row_lines) {
       next.line = 0;
       next.at += next.stride;

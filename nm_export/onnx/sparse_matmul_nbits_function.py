@@ -3,7 +3,7 @@
     w[k, o] = (weight[k, o] - zero_points[k, o // block_size]) * scales[k, o // block_size]
     y       = T(values w + token_shift * offset + bias)
 
-A runtime without the kernel widens the whole weight to float32 in every call.
+A runtime without the kernel widens the whole weight to float32 in every call, whatever `accuracy_level` allows.
 """
 
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ NM_SPARSE_MATMUL_NBITS = "NMSparseMatMulNBits"
 
 _NM_SPARSE_MATMUL_NBITS = """
 <domain: "ai.nm_export", opset_import: ["" : 22]>
-NMSparseMatMulNBits <block_size> (values, weight, scales, zero_points, bias, token_shift, offset) => (y)
+NMSparseMatMulNBits <block_size, accuracy_level: int = 0> (values, weight, scales, zero_points, bias, token_shift, offset) => (y)
 {
     values_f = Cast <to: int = 1> (values)
     weight_f = DequantizeLinear <axis: int = 1, block_size: int = @block_size> (weight, scales, zero_points)
@@ -34,8 +34,9 @@ NMSparseMatMulNBits <block_size> (values, weight, scales, zero_points, bias, tok
 def nm_sparse_matmul_nbits_function() -> "FunctionProto":
     """The model-local function `ai.nm_export::NMSparseMatMulNBits`.
 
-    Inputs `values`, `weight`, `scales`, `zero_points`, `bias`, `token_shift`, `offset`; attribute `block_size`; output
-    `y`. Shapes and dtypes are those of docs/semantics.md. Every input and the attribute must be given.
+    Inputs `values`, `weight`, `scales`, `zero_points`, `bias`, `token_shift`, `offset`; attributes `block_size` and
+    `accuracy_level`; output `y`. Shapes and dtypes are those of docs/semantics.md. Every input and `block_size` must be
+    given.
     """
     require("onnx", "onnx")
     import onnx.parser

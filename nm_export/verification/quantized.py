@@ -20,13 +20,15 @@ from nm_export.evaluation import Divergence, divergence, torch_logits
 from nm_export.onnx.matmul_nbits import MATMUL_NBITS
 from nm_export.onnx.quantize import WeightFormat
 from nm_export.onnx.session import data_path
+from nm_export.onnx.sparse_matmul_nbits_function import NM_SPARSE_MATMUL_NBITS
 from nm_export.onnx.stored_weights import StoredWeight, stored_format, stored_weights
 
 # Largest root mean square error of a block, in steps of the grid that spans it. Nearest codes are within half a step;
 # MatMulNBits cuts the end of a block that its larger half of the codes is not given to.
 _STEPS = {True: 0.5, False: 1.0}
 _CHUNK = 1 << 22  # weights compared at once
-_FLOAT32 = 1  # accuracy_level of MatMulNBits: inputs stay float32
+_FLOAT32 = 1  # accuracy_level: inputs stay float32
+_PRODUCTS = (MATMUL_NBITS, NM_SPARSE_MATMUL_NBITS)
 _NOTHING = 1e-30  # a step whose size says nothing: near the smallest numbers, scales have few digits
 
 
@@ -68,9 +70,9 @@ def stored_weights_in(model: Any, path: Path) -> Iterator[None]:
 
 @contextmanager
 def float_inputs(folder: Path) -> Iterator[Path]:
-    """A folder for a while whose graph is that of `folder`, except that no `MatMulNBits` rounds its inputs to 8 bits.
+    """A folder for a while whose graph is that of `folder`, except that no product rounds its inputs to 8 bits.
 
-    Weights are linked to. ONNX Runtime's rounding of inputs moves more channels than everything that is looked for.
+    Weights are linked to. The rounding of inputs moves more channels than everything that is looked for.
     """
     import onnx
 
@@ -84,7 +86,7 @@ def float_inputs(folder: Path) -> Iterator[Path]:
         model = onnx.load(path, load_external_data=False)
         for node in model.graph.node:
             for attribute in node.attribute:
-                if node.op_type == MATMUL_NBITS and attribute.name == "accuracy_level":
+                if node.op_type in _PRODUCTS and attribute.name == "accuracy_level":
                     attribute.i = _FLOAT32
         onnx.save(model, target / "onnx" / path.name)
         data_path(target / "onnx" / path.name).symlink_to(data_path(path).resolve())

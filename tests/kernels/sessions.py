@@ -77,7 +77,7 @@ def create_session(model: bytes, threads: int = 1) -> ort.InferenceSession:
 
 
 _IS_AARCH64 = platform.machine().lower() in ("aarch64", "arm64")
-INSTRUCTION_SETS = ("portable", "neon") if _IS_AARCH64 else ("portable", "avx2", "avx512")
+INSTRUCTION_SETS = ("portable", "neon") if _IS_AARCH64 else ("portable", "avx2", "avx512", "avx512vnni")
 """Those of this kind of processor."""
 
 

@@ -30,8 +30,7 @@ struct Avx2Products {
   static uint32_t nonzero(Float v) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NEQ_UQ)));
   }
-  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
-  static void prefetch_far(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
+  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
 
   static uint64_t compact(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {
     return compact_one_by_one(v, channels, first, row, value);

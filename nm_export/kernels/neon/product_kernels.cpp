@@ -49,11 +49,9 @@ struct NeonProducts {
     return vaddvq_u32(vorrq_u32(low, high));
   }
 #ifdef _MSC_VER
-  static void prefetch(const void* at) { __prefetch2(at, 0); }      // PLDL1KEEP
-  static void prefetch_far(const void* at) { __prefetch2(at, 2); }  // PLDL2KEEP
+  static void prefetch(const void* at) { __prefetch2(at, 2); }  // PLDL2KEEP
 #else
-  static void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
-  static void prefetch_far(const void* at) { __builtin_prefetch(at, 0, 2); }
+  static void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 #endif
 
   static uint64_t compact(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {

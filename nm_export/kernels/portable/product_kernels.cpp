@@ -43,7 +43,6 @@ struct PortableProducts {
     return mask;
   }
   static void prefetch(const void*) {}
-  static void prefetch_far(const void*) {}
 
   static uint64_t compact(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {
     return compact_one_by_one(v, channels, first, row, value);

@@ -62,7 +62,7 @@ int main(int argc, char** argv) {
       {"half of all", {(all + 1) / 2, all, ShiftMode::kStatic, false}},
       {"tenth of all", {(all + 9) / 10, all, ShiftMode::kStatic, false}},
   };
-  for (const char* isa : {"portable", "avx2", "avx512", "neon"}) {
+  for (const char* isa : {"portable", "avx2", "avx512", "avx512vnni", "neon"}) {
     const InstructionSet set = find_instruction_set(isa);
     if (set.kernels == nullptr) continue;
     for (const Setting& setting : settings) {

@@ -28,7 +28,7 @@ using namespace nm_export;
 
 std::vector<const char*> instruction_sets() {
   std::vector<const char*> names;
-  for (const char* name : {"portable", "avx2", "avx512", "neon"}) {
+  for (const char* name : {"portable", "avx2", "avx512", "avx512vnni", "neon"}) {
     if (find_instruction_set(name).kernels != nullptr) names.push_back(name);
   }
   return names;

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nm_export.errors import NMExportError, UserError
+from nm_export.onnx.matmul_nbits import ACCURACY_LEVEL
 from nm_export.onnx.pruned_inputs import PrunedLinear
 from nm_export.onnx.quantize import BlockQuantized, WeightFormat, pack, quantize_blocks
 from nm_export.onnx.rewrite.editor import GraphEditor
@@ -63,7 +64,8 @@ def quantized_product(
     editor.drop_unread(name)
     y = sparse_product(editor, matmul, linear, selection)
     matmul.op_type = NM_SPARSE_MATMUL_NBITS
-    matmul.attribute.append(helper.make_attribute("block_size", format.block_size))
+    attributes = {"block_size": format.block_size, "accuracy_level": ACCURACY_LEVEL}
+    matmul.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
     tail = list(matmul.input[2:])
     del matmul.input[2:]
     matmul.input.extend([scales, zeros, *tail])

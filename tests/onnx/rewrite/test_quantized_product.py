@@ -29,6 +29,7 @@ def test_scaled_weight_float_offset(tokenizer_dir, tmp_path):
     module = model.nm_modules()["model.layers.1.self_attn.k_proj"]
     expected = quantize_blocks((module.weight * module.nm_scale[:, None]).detach().numpy().T, format)
     assert (node.op_type, node.domain) == ("NMSparseMatMulNBits", "ai.nm_export")
+    assert {a.name: a.i for a in node.attribute} == {"block_size": 16, "accuracy_level": 4}
     codes, scales, zeros, bias, offset = (constants[node.input[i]] for i in (1, 2, 3, 4, 6))
     np.testing.assert_array_equal(codes, expected.codes)
     np.testing.assert_array_equal(scales, expected.scales)

@@ -1,0 +1,304 @@
+// The integer kernels, written over a class `Dots` that every instruction set defines.
+//
+// The values of four rows, times the scales of a block and rounded, are the four bytes of one number, as instructions
+// that multiply bytes want them. Codes are taken without sign: a signed one is 2^(bits - 1) more, and so is its zero
+// point.
+#pragma once
+
+#include <string.h>
+
+#include "code_kernels_impl.h"
+#include "float_bits.h"
+#include "integer_kernels.h"
+
+namespace nm_export {
+namespace {
+
+constexpr size_t kQuad = 4;
+constexpr size_t kMostQuads = kBlockChannels / kQuad;
+
+// Blocks of columns whose values are rounded together.
+constexpr size_t kStretchBlocks = 16;
+
+// Sums of 127 * 255 for each channel of a block are integers that float32 holds.
+constexpr int kLargestValue = 127;
+
+// Where the largest product of a block is smaller than this, its reciprocal may overflow.
+constexpr float kSmallestScale = 0x1p-100f;
+constexpr int32_t kInfinityBits = 0x7f800000;
+
+// Adding it rounds numbers below 2^22 to integers, which are then the low bits.
+constexpr float kRounder = 0x1.8p23f;
+
+// The values of one block of channels, rounded for up to kStretchBlocks blocks of columns. What it has for more blocks
+// is arbitrary.
+struct RoundedValues {
+  // For each four rows the bytes that multiply their codes. Longer than it need be, so that vectors can be loaded.
+  alignas(64) uint32_t quads[kMostQuads][2 * kStretchBlocks];
+  alignas(64) int32_t zero[2 * kStretchBlocks];  // what the zero points add to a sum
+  alignas(64) float step[2 * kStretchBlocks];    // what a sum is multiplied by
+  uint32_t unrounded;                            // bit b: block b has none of the above and adds 0
+};
+
+// The rows that are added, filled up to whole quads with rows of value 0.
+struct AddedRows {
+  const uint8_t* codes[kBlockChannels];  // at the first column of a task
+  float value[kBlockChannels];
+  size_t block[kBlockChannels];  // that the first column belongs to
+  size_t count;
+  size_t quads;
+};
+
+// What one line at a time is prefetched of the next rows, evenly over the steps of a call.
+template <class Dots>
+class RowPrefetch {
+ public:
+  void add(const void* at, size_t bytes) {
+    const auto* first = static_cast<const char*>(at);
+    first -= reinterpret_cast<uintptr_t>(first) % kCacheLine;
+    const auto* end = static_cast<const char*>(at) + bytes;
+    const size_t lines = (static_cast<size_t>(end - first) + kCacheLine - 1) / kCacheLine;
+    pieces_[count_++] = {first, lines};
+    lines_ += lines;
+  }
+  void start(size_t steps) { per_step_ = (lines_ + steps - 1) / steps; }
+  void step() {
+    for (size_t i = 0; i < per_step_ && piece_ < count_; ++i) {
+      Piece& piece = pieces_[piece_];
+      Dots::prefetch(piece.at);
+      piece.at += kCacheLine;
+      if (--piece.lines == 0) ++piece_;
+    }
+  }
+
+ private:
+  struct Piece {
+    const char* at;
+    size_t lines;
+  };
+  Piece pieces_[3 * kBlockChannels];
+  size_t count_ = 0;
+  size_t piece_ = 0;
+  size_t lines_ = 0;
+  size_t per_step_ = 0;
+};
+
+// Copies up to 16 numbers; a call of memcpy would take longer.
+template <class Number>
+void copy_few(const Number* source, size_t count, Number* target) {
+  for (size_t size = kStretchBlocks; size > 0; size /= 2) {
+    if ((count & size) == 0) continue;
+    for (size_t i = 0; i < size; ++i) target[i] = source[i];
+    source += size;
+    target += size;
+  }
+}
+
+template <size_t kBits, bool kSigned>
+class Rounder {
+ public:
+  static constexpr int kUnsigned = kSigned ? 1 << (kBits - 1) : 0;
+
+  Rounder(const Weight& weight, const AddedRows& rows) : weight_(weight), rows_(rows) {}
+
+  // Of the blocks [first, first + count) of a task, 0 < count <= kStretchBlocks.
+  void round(size_t first, size_t count, RoundedValues& rounded) {
+    const float* scales[kBlockChannels];
+    for (size_t i = 0; i < rows_.quads * kQuad; ++i) scales[i] = scales_of(i, first, count);
+    float reciprocal[kStretchBlocks];
+    find_steps(scales, count, rounded, reciprocal);
+
+    int32_t zero[kStretchBlocks] = {};
+    for (size_t g = 0; g < rows_.quads; ++g) {
+      uint32_t bytes[kStretchBlocks] = {};
+      for (size_t i = 0; i < kQuad; ++i) {
+        const float value = rows_.value[g * kQuad + i];
+        const float* scale = scales[g * kQuad + i];
+        int32_t integer[kStretchBlocks];
+        for (size_t b = 0; b < kStretchBlocks; ++b) {
+          integer[b] = bits_of(value * scale[b] * reciprocal[b] + kRounder) - bits_of(kRounder);
+          bytes[b] |= (static_cast<uint32_t>(integer[b]) & 0xffu) << (8 * i);
+        }
+        if (weight_.zero_points == nullptr) {
+          for (size_t b = 0; b < kStretchBlocks; ++b) zero[b] += integer[b];
+        } else {
+          int32_t zero_points[kStretchBlocks];
+          load_zero_points(rows_.block[g * kQuad + i] + first, count, zero_points);
+          for (size_t b = 0; b < kStretchBlocks; ++b) zero[b] += integer[b] * zero_points[b];
+        }
+      }
+      memcpy(rounded.quads[g], bytes, sizeof bytes);
+    }
+    const int32_t zero_point = weight_.zero_points == nullptr ? kUnsigned : 1;
+    for (size_t b = 0; b < kStretchBlocks; ++b) rounded.zero[b] = zero[b] * zero_point;
+  }
+
+ private:
+  const float* scales_of(size_t row, size_t first, size_t count) {
+    const float* scales = weight_.scales + rows_.block[row] + first;
+    if (count == kStretchBlocks) return scales;
+    copy_few(scales, count, scales_[row]);
+    return scales_[row];
+  }
+
+  // Absolute values are compared as integers: a NaN is above infinity.
+  void find_steps(const float* const* scales, size_t count, RoundedValues& rounded, float* reciprocal) const {
+    int32_t largest[kStretchBlocks] = {};
+    for (size_t i = 0; i < rows_.count; ++i) {
+      const float value = rows_.value[i];
+      for (size_t b = 0; b < kStretchBlocks; ++b) {
+        const int32_t bits = bits_of(value * scales[i][b]) & 0x7fffffff;
+        largest[b] = bits > largest[b] ? bits : largest[b];
+      }
+    }
+    uint32_t unrounded = 0;
+    for (size_t b = 0; b < kStretchBlocks; ++b) {
+      const bool is_good = largest[b] >= bits_of(kSmallestScale) && largest[b] < kInfinityBits;
+      const float a = float_of(static_cast<uint32_t>(is_good ? largest[b] : bits_of(1.0f)));
+      reciprocal[b] = is_good ? static_cast<float>(kLargestValue) / a : 0.0f;
+      rounded.step[b] = is_good ? a / static_cast<float>(kLargestValue) : 0.0f;
+      unrounded |= (is_good || largest[b] == 0 ? 0u : 1u) << b;
+    }
+    rounded.unrounded = unrounded & ((1u << count) - 1);
+  }
+
+  void load_zero_points(size_t block, size_t count, int32_t* zero_points) const {
+    uint8_t codes[kStretchBlocks] = {};
+    const auto* bytes = static_cast<const uint8_t*>(weight_.zero_points) + block * kBits / 8;
+    if (kBits == 8) {
+      copy_few(bytes, count, codes);
+    } else {
+      const size_t odd = block % 2;
+      uint8_t pairs[kStretchBlocks] = {};
+      copy_few(bytes, (odd + count + 1) / 2, pairs);
+      uint64_t nibbles = 0;
+      for (size_t i = 0; i < 8; ++i) nibbles |= static_cast<uint64_t>(pairs[i]) << (8 * i);
+      if (odd != 0) nibbles = nibbles >> 4 | static_cast<uint64_t>(pairs[8]) << 60;
+      for (size_t b = 0; b < kStretchBlocks; ++b) codes[b] = static_cast<uint8_t>(nibbles >> (4 * b) & 15);
+    }
+    for (size_t b = 0; b < kStretchBlocks; ++b) zero_points[b] = codes[b] ^ kUnsigned;
+  }
+
+  const Weight& weight_;
+  const AddedRows& rows_;
+  alignas(64) float scales_[kBlockChannels][kStretchBlocks] = {};
+};
+
+// Dots has
+//
+//   kStep      so many columns at a time; a step may be of several blocks or of a part of one
+//   prefetch   of one cache line
+//   add        y[c] += step * (sum over rows of value * code - zero) for c < kStep, with codes from `offset` bytes on,
+//              the first of which is of block `block` and, if a block is longer than a step, begins anywhere in it
+template <class Dots, size_t kBits, bool kSigned>
+void add_rounded_rows(const Weight& weight, size_t first_column, const Rows& add, const Rows& next, size_t columns,
+                      float* y) {
+  using Format = CodeFormat<kBits, kSigned, true>;
+  constexpr size_t kStep = Dots::kStep;
+  const auto* codes = static_cast<const uint8_t*>(weight.data);
+  const auto at = [&](size_t channel) { return codes + (channel * weight.columns + first_column) * kBits / 8; };
+  const auto block_at = [&](size_t channel) { return channel * weight.blocks + first_column / weight.block_size; };
+  const size_t blocks = (columns + weight.block_size - 1) / weight.block_size;
+
+  RowPrefetch<Dots> prefetch;
+  for (size_t i = 0; i < next.count; ++i) {
+    const size_t block = block_at(next.row[i]);
+    prefetch.add(at(next.row[i]), columns * kBits / 8);
+    prefetch.add(weight.scales + block, blocks * sizeof(float));
+    if (weight.zero_points == nullptr) continue;
+    prefetch.add(static_cast<const uint8_t*>(weight.zero_points) + block * kBits / 8, (blocks + 1) * kBits / 8);
+  }
+  if (add.count == 0) {
+    prefetch.start(1);
+    prefetch.step();
+    return;
+  }
+  AddedRows rows;
+  rows.count = add.count;
+  rows.quads = (add.count + kQuad - 1) / kQuad;
+  for (size_t i = 0; i < rows.quads * kQuad; ++i) {
+    const size_t row = add.row[i < add.count ? i : 0];
+    rows.codes[i] = at(row);
+    rows.block[i] = block_at(row);
+    rows.value[i] = i < add.count ? add.value[i] : 0.0f;
+  }
+
+  prefetch.start((columns + kStep - 1) / kStep * rows.quads);
+
+  Rounder<kBits, kSigned> rounder(weight, rows);
+  RoundedValues rounded;
+  const size_t stretch = kStretchBlocks * weight.block_size;
+  for (size_t start = 0; start < columns; start += stretch) {
+    const size_t end = start + stretch < columns ? start + stretch : columns;
+    const size_t first_block = start / weight.block_size;
+    rounder.round(first_block, (end - start + weight.block_size - 1) / weight.block_size, rounded);
+    size_t c = start;
+    for (; c + kStep <= end; c += kStep) {
+      Dots::add(rows.codes, c * kBits / 8, rows.quads, rounded, c / weight.block_size - first_block, weight.block_size,
+                y + c, prefetch);
+    }
+    if (c < end) {
+      uint8_t tail[kBlockChannels][kStep * kBits / 8];
+      const uint8_t* tails[kBlockChannels];
+      for (size_t i = 0; i < rows.quads * kQuad; ++i) {
+        memcpy(tail[i], rows.codes[i] + c * kBits / 8, (end - c) * kBits / 8);
+        tails[i] = tail[i];
+      }
+      float sums[kStep] = {};
+      Dots::add(tails, 0, rows.quads, rounded, c / weight.block_size - first_block, weight.block_size, sums,
+                prefetch);
+      for (size_t i = 0; i < end - c; ++i) y[c + i] += sums[i];
+    }
+    for (size_t b = 0; rounded.unrounded >> b != 0; ++b) {
+      if ((rounded.unrounded >> b & 1u) == 0) continue;
+      const size_t first = start + b * weight.block_size;
+      const size_t last = first + weight.block_size < end ? first + weight.block_size : end;
+      for (size_t i = 0; i < rows.count; ++i) {
+        const size_t block = rows.block[i] + first_block + b;
+        const int zero_point = weight.zero_points == nullptr ? 0 : Format::code(weight.zero_points, block);
+        for (size_t k = first; k < last; ++k) {
+          const auto integer = static_cast<float>(Format::code(rows.codes[i], k) - zero_point);
+          y[k] += rows.value[i] * (weight.scales[block] * integer);
+        }
+      }
+    }
+  }
+}
+
+// Plain C++, for compilers to turn into vectors.
+template <size_t kBits, bool kSigned>
+struct PlainDots {
+  static constexpr size_t kStep = kSmallestBlock;
+  static void prefetch(const void* at) {
+#ifdef __GNUC__
+    __builtin_prefetch(at);
+#else
+    static_cast<void>(at);
+#endif
+  }
+  template <class Prefetch>
+  static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
+                  size_t, float* y, Prefetch& prefetch) {
+    int32_t sum[kStep] = {};
+    for (size_t i = 0; i < quads * kQuad; ++i) {
+      if (i % kQuad == 0) prefetch.step();
+      const uint8_t* codes = rows[i] + offset;
+      const auto value = static_cast<int8_t>(rounded.quads[i / kQuad][block] >> (8 * (i % kQuad)) & 0xffu);
+      for (size_t c = 0; c < kStep; ++c) {
+        sum[c] += value * (CodeFormat<kBits, false, true>::code(codes, c) ^ Rounder<kBits, kSigned>::kUnsigned);
+      }
+    }
+    for (size_t c = 0; c < kStep; ++c) {
+      y[c] += rounded.step[block] * static_cast<float>(sum[c] - rounded.zero[block]);
+    }
+  }
+};
+
+template <template <size_t, bool> class Dots>
+constexpr IntegerKernels integer_kernels() {
+  return {{add_rounded_rows<Dots<8, true>, 8, true>, add_rounded_rows<Dots<8, false>, 8, false>,
+           add_rounded_rows<Dots<4, true>, 4, true>, add_rounded_rows<Dots<4, false>, 4, false>}};
+}
+
+}  // namespace
+}  // namespace nm_export
