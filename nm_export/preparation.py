@@ -74,6 +74,7 @@ def prepare(recipe: Recipe, stages: Stages, processes: Processes, checkpoint_dir
         text = read_sequences(tokenizer, recipe.calibration)
         held_out = read_sequences(tokenizer, recipe.held_out)
         learning_text = read_sequences(tokenizer, _learning_text(recipe)) if recipe.learning.mode != "none" else None
+    _refuse_foreign_tokens(model, recipe, [text, held_out, learning_text])
     dense_perplexity = None
     if recipe.held_out.enabled and processes.rank == 0:
         # before anything changes a weight
@@ -141,6 +142,16 @@ def _checkpoint_key(
         "learning": [learning_text.provenance, recipe.learning.model_dump(mode="json")],
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _refuse_foreign_tokens(model: Any, recipe: Recipe, texts: list[TokenSequences | None]) -> None:
+    known = model.get_input_embeddings().weight.shape[0]
+    largest = max(int(text.input_ids.max()) for text in texts if text is not None)
+    if largest >= known:
+        raise UserError(
+            f"the tokenizer of {recipe.model.source} makes the token {largest:,}, and the "
+            f"model knows {known:,} tokens; give the tokenizer that belongs to the model."
+        )
 
 
 def _refuse_nan(model: torch.nn.Module, recipe: Recipe) -> None:

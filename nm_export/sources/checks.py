@@ -1,9 +1,7 @@
 """Which models can be made sparse: refusals in one sentence, before hours of work."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig
 
 from nm_export.errors import UserError
@@ -36,18 +34,6 @@ def check_config(config: PreTrainedConfig, where: str, *, dequantized: bool = Fa
     remote = getattr(config, "auto_map", None) or {}
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in remote:
         raise UserError(f"{where} is a {config.model_type} model, which has no causal language model in transformers")
-
-
-def check_safetensors(files: Iterable[Path]) -> None:
-    """Raise UserError naming the first file whose header is damaged or whose data is cut short."""
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{file} is damaged or incomplete ({str(error).splitlines()[0]}); download or copy it again"
-            ) from error
 
 
 def check_missing(missing: Iterable[str], where: str) -> None:

@@ -23,12 +23,9 @@ def fetch_config(section: ModelSection) -> Path:
 def fetch_model(section: ModelSection) -> Path:
     """Snapshot folder with weights, tokenizer and configuration; the folder's name is the commit.
 
-    Takes safetensors, and PyTorch's own files only where there are none. Raises UserError or SourceUnavailableError.
+    Takes safetensors and never pickles. Raises UserError or SourceUnavailableError.
     """
-    folder = _snapshot(section, MODEL_FILES)
-    if not any(folder.glob("*.safetensors")):
-        folder = _snapshot(section, ["pytorch_model*.bin"])
-    return folder
+    return _snapshot(section, MODEL_FILES)
 
 
 def _snapshot(section: ModelSection, files: list[str]) -> Path:

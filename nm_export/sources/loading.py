@@ -1,6 +1,5 @@
 """A model section -> the dense model, its tokenizer, and a record of where they came from."""
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,19 +8,24 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from nm_export.errors import UserError
+from nm_export.library_errors import reason
 from nm_export.recipe import ModelSection
-from nm_export.sources.checks import check_config, check_missing, check_safetensors
+from nm_export.sources.checkpoint import check_against, stored_tensors, weight_files
+from nm_export.sources.checks import check_config, check_missing
+from nm_export.sources.config_file import check_config_file
 from nm_export.sources.errors import SourceUnavailableError
+from nm_export.sources.folder_files import check_folder
+from nm_export.sources.gguf_header import check_gguf
 from nm_export.sources.hub import fetch_config, fetch_model
 from nm_export.sources.locate import ModelSource, resolve_source
 from nm_export.sources.sample import cached_path, fetch_sample, file_sha256
+from nm_export.tokenizer_files import open_tokenizer
 
 
 class LoadedModel(NamedTuple):
@@ -58,10 +62,15 @@ def load_model(section: ModelSection) -> LoadedModel:
     folder, gguf_file = _files(source)
     where = source.describe()
     config = _config(source, folder, gguf_file)
-    weights = [folder / gguf_file] if gguf_file else _weight_files(folder, where)
-    check_safetensors(file for file in weights if file.suffix == ".safetensors")
+    weights = [folder / gguf_file] if gguf_file else weight_files(folder, where)
+    if not gguf_file:
+        check_against(config, stored_tensors(weights), where)
     dtype: torch.dtype | str = "auto" if section.dtype == "auto" else getattr(torch, section.dtype)
-    options: dict[str, Any] = {"trust_remote_code": section.trust_remote_code, "local_files_only": True}
+    options: dict[str, Any] = {
+        "trust_remote_code": section.trust_remote_code,
+        "local_files_only": True,
+        "use_safetensors": True,  # never a pickle
+    }
     if gguf_file:
         options["gguf_file"] = gguf_file
         if hasattr(
@@ -76,7 +85,7 @@ def load_model(section: ModelSection) -> LoadedModel:
     except MemoryError as error:
         raise UserError(f"{where} does not fit into memory") from error
     except Exception as error:  # every architecture has errors of its own
-        raise UserError(f"{where} cannot be loaded: {_reason(error)}") from error
+        raise UserError(f"{where} cannot be loaded: {reason(error)}") from error
     model, report = loaded
     check_missing(report["missing_keys"], where)
     if gguf_file:
@@ -92,49 +101,35 @@ def _files(source: ModelSource, *, config_only: bool = False) -> tuple[Path, str
         return (fetch_config if config_only else fetch_model)(source.section), None
     path = fetch_sample(source.sample) if source.sample is not None else source.path
     assert path is not None
-    return (path, None) if path.is_dir() else (path.parent, path.name)
+    if path.is_dir():
+        return path, None
+    check_gguf(path)
+    return path.parent, path.name
 
 
 def _config(source: ModelSource, folder: Path, gguf_file: str | None) -> PreTrainedConfig:
     where = source.describe()
     if not gguf_file and not (folder / "config.json").is_file():
         raise UserError(f"{where} has no config.json; it is no Hugging Face model")
-    if not gguf_file and re.search(r'"model_type":\s*"nm_sparse"', _text(folder / "config.json")):
-        # said before AutoConfig asks for permission to run the folder's code
-        raise UserError(f"{where} has N:M sparsity already; give the model that it was made from")
+    if not gguf_file:
+        check_folder(folder, where)
+        if check_config_file(folder / "config.json").get("model_type") == "nm_sparse":
+            # said before AutoConfig asks for permission to run the folder's code
+            raise UserError(f"{where} has N:M sparsity already; give the model that it was made from")
     options = {"gguf_file": gguf_file} if gguf_file else {}
     try:
         config = AutoConfig.from_pretrained(
             folder, trust_remote_code=source.section.trust_remote_code, local_files_only=True, **options
         )
     except Exception as error:  # configuration classes raise what they like
-        raise UserError(f"the configuration of {where} cannot be read: {_reason(error)}") from error
+        raise UserError(f"the configuration of {where} cannot be read: {reason(error)}") from error
     check_config(config, where, dequantized=gguf_file is not None)
     return config
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
-
-
-def _weight_files(folder: Path, where: str) -> list[Path]:
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    files = [file for file in files if not file.name.startswith("consolidated")]
-    if not files:
-        raise UserError(f"{where} has no weights (*.safetensors)")
-    return files
-
-
 def _tokenizer(source: ModelSource, folder: Path, gguf_file: str | None) -> PreTrainedTokenizerBase:
     options = {"gguf_file": gguf_file} if gguf_file else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=source.section.trust_remote_code, local_files_only=True, **options
-        )
-    except Exception as error:  # tokenizer libraries raise errors of their own
-        raise UserError(f"the tokenizer of {source.describe()} cannot be loaded: {_reason(error)}") from error
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise UserError(f"the tokenizer of {source.describe()} knows no words; are its files missing?")
+    tokenizer = open_tokenizer(folder, source.describe(), trust_remote_code=source.section.trust_remote_code, **options)
     tokenizer.name_or_path = source.base_model or folder.name
     return tokenizer
 
@@ -158,11 +153,3 @@ def _provenance(source: ModelSource, folder: Path, weights: list[Path], model: P
         "weights_sha256": {file.name: file_sha256(file) for file in weights},
     }
     return {key: value for key, value in provenance.items() if value is not None}
-
-
-def _reason(error: Exception) -> str:
-    """First line of another library's error; transformers adds paragraphs of advice."""
-    line = (str(error).strip().splitlines() or [""])[0]
-    if "trust_remote_code" in str(error):
-        return "it needs Python code of its own; read that code, then set model.trust_remote_code: true"
-    return line if isinstance(error, (OSError, ValueError, ImportError)) else f"{type(error).__name__}: {line}"

@@ -394,7 +394,12 @@ void check_product(const ProductCall& call, const std::vector<float>& y, bool sh
         const auto value = static_cast<double>(call.values[t * call.channels + k]);
         if (value != 0) sum.add(value * row[k]);
       }
-      require(sum.is(y[t * call.weight.columns + c]), "product", by);
+      const float found = y[t * call.weight.columns + c];
+      if (sum.is(found)) continue;
+      std::fprintf(stderr, "token %zu of %zu, column %zu of %zu, K = %zu, type %d: %a, not %a of %a\n", t, call.tokens, c,
+                   call.weight.columns, call.channels, static_cast<int>(call.weight.type), static_cast<double>(found),
+                   sum.value(), sum.magnitude());
+      fail("product", by);
     }
   }
 }

@@ -155,24 +155,25 @@ class Sum {
  public:
   void add(double term) {
     sum_ += term;
-    magnitude_ += std::fabs(term);
+    if (std::isfinite(term)) magnitude_ += std::fabs(term);
     ++terms_;
   }
 
   // Whether `found` is a float32 sum of the terms, in any order. Where sums on the way can overflow, any number is.
   bool is(float found) const {
     if (std::isnan(sum_)) return std::isnan(found);
-    if (std::isinf(sum_)) return static_cast<double>(found) == sum_ || !finite_terms_are_small();
-    if (!finite_terms_are_small()) return true;
+    if (magnitude_ > 1e38) return true;
+    if (std::isinf(sum_)) return static_cast<double>(found) == sum_;
     const double steps = 2 * static_cast<double>(terms_) + 4;
     return std::fabs(static_cast<double>(found) - sum_) <= magnitude_ * steps * 0x1p-24 + steps * 0x1p-148;
   }
 
- private:
-  bool finite_terms_are_small() const { return std::isinf(magnitude_) || magnitude_ < 1e38; }
+  double value() const { return sum_; }
+  double magnitude() const { return magnitude_; }
 
+ private:
   double sum_ = 0;
-  double magnitude_ = 0;
+  double magnitude_ = 0;  // of the finite terms
   size_t terms_ = 0;
 };
 
