@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 T = TypeVar("T")
@@ -41,6 +42,11 @@ def steps(description: str, total: int, done: int = 0) -> Iterator[Callable[[str
                 progress.console.print(f"  {description} {done}/{total}, {note}", highlight=False)
 
         yield advance
+
+
+def say(sentence: str) -> None:
+    """Write a sentence that the user should know to stderr."""
+    Console(stderr=True, highlight=False).print(f"  {escape(sentence)}", soft_wrap=True)
 
 
 def _bar() -> Progress:

@@ -8,6 +8,7 @@ q, k and v stay separate products, and packed linears (Phi-3's `qkv_proj`, `gate
 import contextlib
 import copy
 import io
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +39,10 @@ _BUILDERS = {
     "SmolLM3ForCausalLM": "SmolLM3Model",
 }
 _GENAI_TYPES = {"Gemma3ForCausalLM": "gemma3_text"}
-_OPSET = 22
-_ALIGNMENT = 4096  # of external tensors: whole pages can be mapped, and rows start on a cache line
+OPSET = 22
+AUTHORS = {"builder": "the graph builder of onnxruntime-genai", "generic": "the exporter of transformers"}
+"""Whose work the graphs of an exporter are, in words."""
+ALIGNMENT = 4096  # of external tensors: whole pages can be mapped, and rows start on a cache line
 
 
 @dataclass(frozen=True)
@@ -55,33 +58,39 @@ class Product:
 class BaseGraph:
     """A dense graph on disk, `path`, and the products that compute each linear of the model, by module name.
 
-    `tied` names the output layer and the embedding where their weights are one.
+    `tied` names the output layer and the embedding where their weights are one; `exporter` is what wrote the graph,
+    "builder" or "generic".
     """
 
     path: Path
     products: dict[str, tuple[Product, ...]]
     tied: tuple[str, str] | None = None
+    exporter: str = "builder"
 
 
-def supported_architectures() -> tuple[str, ...]:
-    """Names of the transformers model classes that can be exported, in alphabetical order."""
-    return tuple(sorted(_BUILDERS))
+def node_path(module: str) -> str:
+    """The path that stands for a module in names of nodes: `model.layers.0.mlp` is `/model/layers.0/mlp`."""
+    return "/" + re.sub(r"\.(?!\d)", "/", module)
 
 
 def architecture(model: "PreTrainedModel") -> str:
-    """Name of the transformers class that `model` is or, when it is sparse, extends.
+    """Name of the transformers class that `model` is or, when it is sparse, extends."""
+    names = (base.__name__ for base in type(model).__mro__ if base.__module__.startswith("transformers.models."))
+    return next(names, type(model).__name__)
+
+
+def check_exportable(model: "PreTrainedModel", opset: int | None = None) -> None:
+    """Refuse what no exporter takes.
 
     Raises:
-        UserError: the graph builder does not know the class.
+        UserError: another opset than 22, a model that is not on the CPU or whose weights are quantized.
     """
-    for base in type(model).__mro__:
-        if base.__name__ in _BUILDERS:
-            return base.__name__
-    own = next((c.__name__ for c in type(model).__mro__ if c.__module__.startswith("transformers.models.")), None)
-    raise UserError(
-        f"{own or type(model).__name__} cannot be exported to ONNX: the graph builder knows "
-        f"{', '.join(supported_architectures())}. Export without ONNX (--skip-onnx) or choose one of these."
-    )
+    if opset not in (None, OPSET):
+        raise UserError(f"onnx.opset {opset} is not supported: the graph is written in opset {OPSET}.")
+    if model.device.type != "cpu":
+        raise UserError(f"The model is on {model.device}; the ONNX export reads it from the CPU: model.to('cpu').")
+    if hasattr(getattr(model.config, "base_config", model.config), "quantization_config"):
+        raise UserError("A quantized base model cannot be exported to ONNX: load it without quantization.")
 
 
 def build_base_graph(
@@ -108,11 +117,10 @@ def build_base_graph(
     Raises:
         UserError: an architecture or opset that is not supported; onnxruntime-genai is not installed.
     """
-    if opset not in (None, _OPSET):
-        raise UserError(f"onnx.opset {opset} is not supported: the graph builder writes opset {_OPSET}.")
-    name = architecture(model)
-    if model.device.type != "cpu":
-        raise UserError(f"The model is on {model.device}; the ONNX export reads it from the CPU: model.to('cpu').")
+    check_exportable(model, opset)
+    name = next((base.__name__ for base in type(model).__mro__ if base.__name__ in _BUILDERS), None)
+    if name is None:
+        raise UserError(f"The graph builder of onnxruntime-genai does not know {architecture(model)}.")
     require("onnxruntime_genai", "genai")
     require("onnx_ir", "genai")
 
@@ -125,14 +133,14 @@ def build_base_graph(
             model.generation_config.to_json_file(Path(scratch, "generation_config.json"))
         config = _builder_config(model, name, scratch)
         share_embedding = share_embedding and bool(config.tie_word_embeddings)
-        builder = _in_memory_builder(name, _shallow_copy(model), config, scratch, share_embedding)
+        builder = _in_memory_builder(name, shallow_copy(model), config, scratch, share_embedding)
         builder.make_model(scratch)
         builder.save_model(directory)
         builder.model_type = _GENAI_TYPES.get(name, name)
         builder.make_genai_config(config, {}, str(directory))
         tokenizer.model_max_length = builder.context_length  # "no limit" is 1e30, which genai's reader refuses
         save_tokenizer(tokenizer, directory)
-    tied = _names(model, model.get_output_embeddings(), model.get_input_embeddings())
+    tied = names_of(model, model.get_output_embeddings(), model.get_input_embeddings())
     return BaseGraph(
         directory / "model.onnx", dict(builder.products), (tied[0], tied[1]) if config.tie_word_embeddings else None
     )
@@ -151,7 +159,7 @@ def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: f
         The largest difference, as a share of the largest logit.
 
     Raises:
-        NMExportError: the difference is above the tolerance, so the graph builder does not render this model.
+        NMExportError: the difference is above the tolerance, so the exporter does not render this model.
     """
     import onnxruntime
 
@@ -180,8 +188,7 @@ def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: f
     if not worst <= tolerance:
         raise NMExportError(
             f"The dense graph of {architecture(model)} differs from the torch model by {worst:.1e} of the largest "
-            f"logit, where {tolerance:.0e} is accepted: onnxruntime-genai's builder does not render this model. "
-            "Nothing was exported."
+            f"logit, where {tolerance:.0e} is accepted: {AUTHORS[graph.exporter]} does not render this model."
         )
     return worst
 
@@ -191,8 +198,6 @@ def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
     config = copy.deepcopy(getattr(model.config, "base_config", model.config))
     config.architectures = [name]
     config._name_or_path = folder
-    if hasattr(config, "quantization_config"):
-        raise UserError("A quantized base model cannot be exported to ONNX: load it without quantization.")
     if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
         # Mistral and Phi-3 slide in every layer without saying so layer by layer, which is where the builder looks.
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers
@@ -298,14 +303,14 @@ def _in_memory_builder(name: str, weights: Any, config: Any, cache_dir: str, sha
                 Path(out_dir, self.filename),
                 external_data=f"{self.filename}.data",
                 size_threshold_bytes=0,
-                alignment=_ALIGNMENT,
-                align_threshold=_ALIGNMENT,
+                alignment=ALIGNMENT,
+                align_threshold=ALIGNMENT,
             )
 
     return InMemoryBuilder(config, cache_dir)
 
 
-def _shallow_copy(module: nn.Module, seen: dict[int, nn.Module] | None = None) -> Any:
+def shallow_copy(module: nn.Module, seen: dict[int, nn.Module] | None = None) -> Any:
     """Copy a tree of modules but none of its matrices: the builder adds attributes to the modules that it reads.
 
     Vectors become float32, because the builder computes with them: Gemma's `1 + weight` would round in bfloat16.
@@ -315,11 +320,12 @@ def _shallow_copy(module: nn.Module, seen: dict[int, nn.Module] | None = None) -
         twin = seen[id(module)] = copy.copy(module)
         twin._parameters = {name: p if p is None else _wide(p) for name, p in module._parameters.items()}
         twin._buffers = dict(module._buffers)
-        twin._modules = {name: child and _shallow_copy(child, seen) for name, child in module._modules.items()}
+        twin._modules = {name: child and shallow_copy(child, seen) for name, child in module._modules.items()}
     return seen[id(module)]
 
 
-def _names(model: nn.Module, *modules: nn.Module) -> list[str]:
+def names_of(model: nn.Module, *modules: nn.Module) -> list[str]:
+    """Names of modules within a model."""
     names = {id(module): name for name, module in model.named_modules()}
     return [names[id(module)] for module in modules]
 

@@ -1,7 +1,8 @@
-"""The key-value cache of an ONNX graph: buffers that ONNX Runtime reads and extends in place."""
+"""The key-value cache of an ONNX graph, of which there are two kinds: see `nm_export.onnx.session.CACHE_KEY`."""
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,6 +35,16 @@ class ORTCache:
         """Tokens that fit into the buffers."""
         return self.buffers[0].shape[2]
 
+    def bind(self, binding: Any, rows: slice) -> None:
+        """Let the run of an `IOBinding` extend some rows, for whose tokens there is room."""
+        for name, buffer in zip(self.names, self.buffers, strict=True):
+            _bind(binding.bind_input, name, buffer[rows])
+            _bind(binding.bind_output, _present(name), buffer[rows])
+
+    def advance(self, length: int) -> None:
+        """Note how many tokens there are in all, after the run."""
+        self.length = length
+
     def reserve(self, length: int) -> None:
         """Make room for `length` tokens in all; buffers at least double when they grow."""
         if length <= self.capacity:
@@ -51,3 +62,32 @@ class ORTCache:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let row `i` continue what row `beam_idx[i]` holds."""
         self.buffers = [buffer.index_select(0, beam_idx) for buffer in self.buffers]
+
+
+class ConcatenatedCache(ORTCache):
+    """Keys and values of every layer, float32 `[batch, heads, length, head_size]`; a run writes longer ones elsewhere.
+
+    Rows are padded as the caller pads them; a mask says where.
+    """
+
+    def reserve(self, length: int) -> None:
+        """Make the tensors for `length` tokens in all that the next run fills."""
+        self._longer = [torch.empty(*old.shape[:2], length, old.shape[3]) for old in self.buffers]
+
+    def bind(self, binding: Any, rows: slice) -> None:
+        """Let the run of an `IOBinding` read the cache of all rows and write the longer one."""
+        for name, old, new in zip(self.names, self.buffers, self._longer, strict=True):
+            _bind(binding.bind_input, name, old)
+            _bind(binding.bind_output, _present(name), new)
+
+    def advance(self, length: int) -> None:
+        """Take over what the run has written."""
+        self.buffers, self.length = self._longer, length
+
+
+def _bind(bind: Any, name: str, tensor: Tensor) -> None:
+    bind(name, "cpu", 0, np.float32, tensor.shape, tensor.data_ptr())
+
+
+def _present(name: str) -> str:
+    return name.replace("past_key_values", "present", 1)

@@ -1,4 +1,4 @@
-"""The road from a sparse model in memory to a folder that ONNX Runtime and onnxruntime-genai open."""
+"""The road from a sparse model in memory to a folder that ONNX Runtime opens, and onnxruntime-genai if it can."""
 
 import tempfile
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nm_export.errors import UserError
-from nm_export.onnx.base_graph import build_base_graph, check_base_graph
 from nm_export.onnx.checking import check_graph
+from nm_export.onnx.exporters import choose_graph
 from nm_export.onnx.insert import insert_operators
 from nm_export.onnx.pruned_inputs import pruned_inputs
 from nm_export.onnx.quantize import weight_format
@@ -19,7 +19,7 @@ from nm_export.versions import installed_versions
 if TYPE_CHECKING:
     from nm_export.modeling import NMSparseForCausalLM
 
-_RECORDED = ("nm_export", "onnx", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
+_RECORDED = ("nm_export", "onnx", "onnxruntime", "onnxruntime-genai", "onnxscript", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class ExportResult:
         dense_difference: largest difference between the dense graph's and the dense torch model's logits, as a share of
             the largest logit.
         size_bytes: size of graph and weights.
+        exporter: what wrote the dense graph, "builder" or "generic".
         quantization: what quantization did to the weights; None if they are float32.
     """
 
@@ -41,6 +42,7 @@ class ExportResult:
     num_modules: int
     dense_difference: float
     size_bytes: int
+    exporter: str
     quantization: QuantizationReport | None = None
 
 
@@ -54,6 +56,7 @@ def export_onnx(
     block_size: int = 32,
     symmetric: bool = True,
     kernel: str = "auto",
+    exporter: str = "auto",
     metadata: Mapping[str, str] | None = None,
 ) -> ExportResult:
     """Export a sparse model to `folder`/onnx, replacing what an earlier export left there.
@@ -71,12 +74,14 @@ def export_onnx(
         block_size: weights that share a scale.
         symmetric: whether quantized weights have no zero points.
         kernel: what multiplies pruned inputs, "auto", "fused" or "topk"; see `insert_operators`.
+        exporter: what writes the dense graph, "auto", "builder" or "generic"; see `choose_graph`. Only graphs of the
+            first come with genai_config.json and tokenizer.
         metadata: entries for the graph's metadata, such as the recipe's hash. The versions of the packages that took
             part are added.
 
     Raises:
         UserError: an architecture, score, opset or precision that cannot be exported; a package that is missing.
-        NMExportError: the graph builder does not render the model, or the result is not a valid ONNX file.
+        NMExportError: no exporter renders the model, or the result is not a valid ONNX file.
     """
     target = Path(folder) / "onnx"
     format = weight_format(precision, block_size, symmetric)
@@ -89,8 +94,9 @@ def export_onnx(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as scratch:
         made = Path(scratch) / "onnx"
         made.mkdir()
-        graph = build_base_graph(model, tokenizer_dir, made, opset=opset, share_embedding=format is None)
-        difference = check_base_graph(graph, model)
+        graph, difference = choose_graph(
+            model, tokenizer_dir, made, exporter=exporter, opset=opset, share_embedding=format is None
+        )
         versions = {f"version.{name}": version for name, version in installed_versions(_RECORDED).items()}
         entries = {**versions, **(metadata or {})}
         errors = insert_operators(graph, inputs, entries, kernel=kernel, format=format)
@@ -105,5 +111,6 @@ def export_onnx(
         sum(len(pruned.linears) for pruned in inputs),
         difference,
         size,
+        graph.exporter,
         None if format is None else QuantizationReport(format, errors.by_module()),
     )

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from nm_export.errors import NMExportError
-from nm_export.onnx.base_graph import BaseGraph, Product
+from nm_export.onnx.base_graph import BaseGraph, Product, node_path
 from nm_export.onnx.functions import DOMAIN, DOMAIN_VERSION, NM_TOPK, nm_topk_function
 from nm_export.onnx.kernel_choice import fused_product_pays
 from nm_export.onnx.matmul_nbits import quantize_matmul_nbits
@@ -27,7 +27,7 @@ from nm_export.onnx.rewrite.matmul_nbits import matmul_nbits
 from nm_export.onnx.rewrite.quantized_product import quantized_product
 from nm_export.onnx.rewrite.residual import add_dropped, add_residual, project_dropped
 from nm_export.onnx.rewrite.select_input import select_input
-from nm_export.onnx.rewrite.shared_embedding import EMBEDDING, shared_embedding
+from nm_export.onnx.rewrite.shared_embedding import shared_embedding
 from nm_export.onnx.rewrite.sparse_product import sparse_product
 from nm_export.onnx.session import data_path
 from nm_export.onnx.sparse_matmul_function import NM_SPARSE_MATMUL, nm_sparse_matmul_function
@@ -104,7 +104,7 @@ def _quantize_others(
             _note_rows(matmul, name, product)
             # at 8 bits, and with zero points, the builder keeps a float32 embedding
             if graph.tied and name == graph.tied[0] and format.bits == 4 and format.symmetric:
-                lookup = shared_embedding(editor, editor.nodes[EMBEDDING], matmul, quantized)
+                lookup = shared_embedding(editor, editor.nodes[f"{node_path(graph.tied[1])}/Gather"], matmul, quantized)
                 _note_rows(lookup, graph.tied[1], product)
 
 

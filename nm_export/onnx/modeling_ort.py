@@ -12,9 +12,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from nm_export.errors import UserError
 from nm_export.modeling.configuration_nm_sparse import NMSparseConfig
-from nm_export.onnx.cache import ORTCache
+from nm_export.onnx.cache import ConcatenatedCache, ORTCache
 from nm_export.onnx.extras import require
-from nm_export.onnx.session import create_session
+from nm_export.onnx.session import concatenates_cache, create_session
 
 require("optimum", "onnx")
 from optimum.modeling_base import OptimizedModel  # noqa: E402
@@ -54,6 +54,7 @@ class NMSparseORTModelForCausalLM(OptimizedModel, GenerationMixin):
         self.generation_config = generation_config or GenerationConfig.from_model_config(config.get_text_config())
         self.device = torch.device("cpu")
         self.dtype = torch.float32
+        self._cache_class = ConcatenatedCache if concatenates_cache(session) else ORTCache
 
     @classmethod
     def from_pretrained(
@@ -126,53 +127,56 @@ class NMSparseORTModelForCausalLM(OptimizedModel, GenerationMixin):
         if kwargs.get("inputs_embeds") is not None:
             raise UserError("The ONNX graph takes token ids, not inputs_embeds.")
         batch, tokens = input_ids.shape
-        cache = past_key_values if past_key_values is not None else ORTCache.for_session(self.model, batch)
+        cache = past_key_values if past_key_values is not None else self._cache_class.for_session(self.model, batch)
         total = cache.length + tokens
         mask = torch.ones(batch, total, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         if mask.shape != (batch, total):
             raise ValueError(f"attention_mask is {tuple(mask.shape)}; {batch} rows of {total} tokens were expected.")
         cache.reserve(total)
+        if self._cache_class is ConcatenatedCache:
+            logits = self._run(input_ids, mask, cache, slice(batch))
+        else:
+            logits = self._run_packed(input_ids, mask, cache)
+        cache.advance(total)
+        returned: Any = None if use_cache is False else cache  # what generate asks of a cache, it has
+        return CausalLMOutputWithPast(logits=logits, past_key_values=returned)
 
-        # The graph wants every row's tokens first and its padding last.
+    def _run_packed(self, input_ids: Tensor, mask: Tensor, cache: ORTCache) -> Tensor:
+        """Run a graph that wants every row's tokens first and its padding last; the arguments are those of `forward`.
+
+        Its attention continues a cache by several tokens for one row at a time only.
+        """
+        batch, tokens = input_ids.shape
         new = mask[:, cache.length :]
         order = (~new).to(torch.int8).argsort(dim=1, stable=True)
         packed = input_ids.gather(1, order)
         lengths = mask.sum(dim=1)
+        filled = torch.arange(mask.shape[1])[None] < lengths[:, None]
         if cache.length and tokens > 1 and (batch > 1 or not new.all()):
-            # The attention operator continues a cache by several tokens for one row at a time only.
             counts = new.sum(dim=1).tolist()
             logits = torch.zeros(batch, tokens, self.config.get_text_config().vocab_size)
             for row, count in enumerate(counts):
                 one = slice(row, row + 1)
                 if count:
-                    logits[one, :count] = self._run(packed[one, :count], lengths[one], int(lengths[row]), cache, one)
+                    logits[one, :count] = self._run(packed[one, :count], filled[one, : int(lengths[row])], cache, one)
         else:
-            logits = self._run(packed, lengths, total, cache, slice(batch))
-        cache.length = total
-        if not new.all():
-            logits = torch.empty_like(logits).scatter_(1, order[..., None].expand_as(logits), logits)
-        returned: Any = None if use_cache is False else cache  # what generate asks of a cache, it has
-        return CausalLMOutputWithPast(logits=logits, past_key_values=returned)
+            logits = self._run(packed, filled, cache, slice(batch))
+        if new.all():
+            return logits
+        return torch.empty_like(logits).scatter_(1, order[..., None].expand_as(logits), logits)
 
-    def _run(self, input_ids: Tensor, lengths: Tensor, total: int, cache: ORTCache, rows: slice) -> Tensor:
-        """Run the graph on some rows: ids `[rows, tokens]`, lengths `[rows]` with the past, packed to the left."""
+    def _run(self, input_ids: Tensor, mask: Tensor, cache: ORTCache, rows: slice) -> Tensor:
+        """Run the graph on some rows of the cache: ids `[rows, tokens]`, mask `[rows, total]`."""
         import numpy as np
 
         session = self.model
-        feeds = {
-            "input_ids": input_ids.contiguous(),
-            "attention_mask": (torch.arange(total)[None] < lengths[:, None]).long(),
-        }
+        feeds = {"input_ids": input_ids.contiguous(), "attention_mask": mask.long().contiguous()}
         logits = torch.empty(*input_ids.shape, self.config.get_text_config().vocab_size)
         binding = session.io_binding()
         for name, tensor in feeds.items():
             binding.bind_input(name, "cpu", 0, np.int64, tensor.shape, tensor.data_ptr())
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.data_ptr())
-        for name, buffer in zip(cache.names, cache.buffers, strict=True):
-            part = buffer[rows]
-            binding.bind_input(name, "cpu", 0, np.float32, part.shape, part.data_ptr())
-            present = name.replace("past_key_values", "present", 1)
-            binding.bind_output(present, "cpu", 0, np.float32, part.shape, part.data_ptr())
+        cache.bind(binding, rows)
         session.run_with_iobinding(binding)
         return logits
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 _CPU = "CPUExecutionProvider"
 
+CACHE_KEY = "nm_export.cache"
+"""Metadata of a graph: how `present` follows from `past_key_values`; without it, buffers are extended in place."""
+CONCATENATED = "concatenated"
+"""Value of `CACHE_KEY`: `present` is `past_key_values` with the new tokens behind it, another tensor."""
+
 
 def create_session(
     model_path: str | Path,
@@ -100,14 +105,29 @@ def has_operators(source: "Path | ModelProto") -> bool:
         NMExportError: there is no such file, or it holds no graph.
     """
     if isinstance(source, Path):
-        require("onnx", "onnx")
-        import onnx
-
-        try:
-            source = onnx.load(source, load_external_data=False)
-        except Exception as error:  # protobuf's own exception types, and those of the file system
-            raise NMExportError(f"{source} cannot be read as an ONNX graph: {error}") from error
+        source = _load(source)
     return any(opset.domain == DOMAIN for opset in source.opset_import)
+
+
+def concatenates_cache(source: "Path | InferenceSession") -> bool:
+    """Whether a graph gives its cache back as new tensors, longer by the new tokens, rather than in the same buffers.
+
+    Raises:
+        NMExportError: there is no such file, or it holds no graph.
+    """
+    if isinstance(source, Path):
+        return any(p.key == CACHE_KEY and p.value == CONCATENATED for p in _load(source).metadata_props)
+    return bool(source.get_modelmeta().custom_metadata_map.get(CACHE_KEY) == CONCATENATED)
+
+
+def _load(path: Path) -> "ModelProto":
+    require("onnx", "onnx")
+    import onnx
+
+    try:
+        return onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own exception types, and those of the file system
+        raise NMExportError(f"{path} cannot be read as an ONNX graph: {error}") from error
 
 
 def _register_library(options: "SessionOptions", on_cpu: bool, insist: bool, source: "Path | ModelProto") -> None:

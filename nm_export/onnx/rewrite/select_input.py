@@ -3,8 +3,8 @@
 x ── MatMul(W)          becomes          x ── NMTopK(score, shift) ── values ── MatMul(W)
 """
 
+import posixpath
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from nm_export.errors import NMExportError
@@ -39,7 +39,7 @@ def select_input(editor: GraphEditor, matmuls: list["NodeProto"], pruned: Pruned
     if any(matmul.input[0] != x for matmul in matmuls):
         names = ", ".join(linear.name for linear in pruned.linears)
         raise NMExportError(f"{names} do not read the same value in the ONNX graph.")
-    name = _node_name([matmul.name for matmul in matmuls])
+    name = _node_name(editor, [matmul.name for matmul in matmuls])
     constant, K = name[1:].replace("/", "."), editor.width(x)
     score = editor.add_vector(f"{constant}.score", pruned.score, 1, K)
     shift = editor.add_vector(f"{constant}.shift", pruned.shift, 0, K)
@@ -55,8 +55,7 @@ def select_input(editor: GraphEditor, matmuls: list["NodeProto"], pruned: Pruned
     return Selection(node, x, shift, *outputs)
 
 
-def _node_name(products: list[str]) -> str:
+def _node_name(editor: GraphEditor, products: list[str]) -> str:
     """`/model/layers.0/mlp/down_proj/NMTopK` for one product, `/model/layers.0/mlp/NMTopK` for several."""
-    parents = {PurePosixPath(name).parent for name in products}
-    shared = parents.pop() if len(parents) == 1 else parents.pop().parent
-    return str(shared / NM_TOPK)
+    name = f"{posixpath.commonpath([posixpath.dirname(product) for product in products])}/{NM_TOPK}"
+    return name if name not in editor.nodes else f"{posixpath.dirname(products[0])}/{NM_TOPK}"

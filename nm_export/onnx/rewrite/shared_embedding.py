@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 GATHER = "GatherBlockQuantized"
 """Name of ONNX Runtime's operator."""
-EMBEDDING = "/model/embed_tokens/Gather"
-"""Name that the builder gives to the node that looks tokens up."""
 
 
 def shared_embedding(
