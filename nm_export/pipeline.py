@@ -38,6 +38,7 @@ _RECORDED = (
     "onnx",
     "onnxruntime",
     "onnxruntime-genai",
+    "onnxscript",
 )
 
 VERIFY_WINDOW = 64
@@ -129,6 +130,7 @@ def run(
             with stages.stage("evaluate", "Measuring the sparse model's perplexity"):
                 quality = _quality(model, held_out, prepared.dense_perplexity)
         numbers = _numbers(stages, quality, report, with_onnx)
+        numbers["genai"] = (folder / "onnx" / "genai_config.json").is_file()
         numbers["quantization"] = quantization
         numbers["learning"] = prepared.learning.to_dict() if prepared.learning else None
         _write_json(folder / "measurements.json", numbers)
@@ -212,6 +214,7 @@ def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any
         block_size=recipe.onnx.block_size,
         symmetric=recipe.onnx.symmetric,
         kernel=recipe.onnx.kernel,
+        exporter=recipe.onnx.exporter,
         metadata={"recipe_sha256": record["recipe_sha256"]},
     )
     return result.quantization.to_dict() if result.quantization else None

@@ -58,6 +58,9 @@ class Summary:
             text += (
                 "\nfrom nm_export.onnx import NMSparseORTModelForCausalLM\n"
                 f'model = NMSparseORTModelForCausalLM.from_pretrained("{where}"{branch})\n'
+            )
+        if (self.folder / "onnx" / "genai_config.json").is_file():
+            text += (
                 "\nfrom nm_export.onnx import genai_model  # onnxruntime-genai\n"
                 f'model = genai_model("{self.folder}/onnx")\n'
             )

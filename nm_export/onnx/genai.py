@@ -122,6 +122,11 @@ def _genai_folder(folder: str | Path) -> Path:
     for candidate in (Path(folder), Path(folder) / "onnx"):
         if (candidate / _CONFIG).is_file():
             return candidate
+        if (candidate / "model.onnx").is_file():
+            raise UserError(
+                f"onnxruntime-genai does not run the graph in {candidate}, which the exporter of transformers made; "
+                "NMSparseORTModelForCausalLM does."
+            )
     raise UserError(f"{folder} has no {_CONFIG}: export the model with ONNX switched on.")
 
 

@@ -17,7 +17,7 @@ from nm_export.errors import NMExportError
 from nm_export.onnx.base_graph import BaseGraph, Product, node_path
 from nm_export.onnx.functions import DOMAIN, DOMAIN_VERSION, NM_TOPK, nm_topk_function
 from nm_export.onnx.kernel_choice import fused_product_pays
-from nm_export.onnx.matmul_nbits import quantize_matmul_nbits
+from nm_export.onnx.matmul_nbits import RUNTIME_DOMAIN, quantize_matmul_nbits
 from nm_export.onnx.pruned_inputs import PrunedInput
 from nm_export.onnx.quantize import WeightFormat
 from nm_export.onnx.rewrite.dense_product import dense_product
@@ -158,7 +158,7 @@ def _fused_pays(editor: GraphEditor, matmul: "NodeProto", pruned: PrunedInput) -
 
 
 def _declare_operators(model: "ModelProto") -> None:
-    """Add the bodies of the operators that the graph uses, and their domain if it uses any."""
+    """Add the bodies of the operators that the graph uses, their domain if it uses any, and that of ONNX Runtime's."""
     import onnx
 
     used = {node.op_type for node in model.graph.node if node.domain == DOMAIN}
@@ -170,3 +170,6 @@ def _declare_operators(model: "ModelProto") -> None:
     model.functions.extend(body() for name, body in bodies.items() if name in used)
     if used:
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
+    domains = {opset.domain for opset in model.opset_import}
+    if RUNTIME_DOMAIN not in domains and any(node.domain == RUNTIME_DOMAIN for node in model.graph.node):
+        model.opset_import.append(onnx.helper.make_opsetid(RUNTIME_DOMAIN, 1))

@@ -6,7 +6,6 @@ The numbers of the linears are not needed for tracing. Each weight is a paramete
 names, so that whoever writes the graph puts the weights in, in the layout that it wants.
 """
 
-import contextlib
 import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -85,15 +84,20 @@ class TracedModel(nn.Module):
         """
         ids = torch.ones(1, 2, dtype=torch.long)
         cache = DynamicCache()
-        filled: Any = None
-        with torch.no_grad(), contextlib.suppress(Exception):  # what models of other caches raise is of many types
-            _, filled = self.run(ids, torch.ones_like(ids), cache)
+        try:
+            with torch.no_grad():
+                _, filled = self.run(ids, torch.ones_like(ids), cache)
+        except Exception as error:  # what models of other caches raise is of many types
+            raise UserError(
+                f"The exporter of transformers: {self.architecture} does not run with a cache of keys and values of "
+                f"every token ({type(error).__name__}: {error})."
+            ) from error
         layers = getattr(filled, "layers", ())
         plain = all(type(layer) is DynamicLayer and getattr(layer, "keys", None) is not None for layer in layers)
         if filled is not cache or not layers or not plain:
             raise UserError(
                 f"The exporter of transformers: {self.architecture} keeps something else than the keys and values of "
-                "every token, which our graphs do not carry."
+                "every token."
             )
         parts = [part for layer in cache.layers for part in (layer.keys, layer.values)]
         return [torch.zeros(batch, part.shape[1], length, part.shape[3]) for part in parts]

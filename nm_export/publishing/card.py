@@ -47,7 +47,7 @@ from nm_export.onnx import NMSparseORTModelForCausalLM  # pip install "nm_export
 model = NMSparseORTModelForCausalLM.from_pretrained("{repository}")
 ```
 
-The folder `onnx` opens in `onnxruntime_genai` too. Without the compiled operators of `nm_export` the graph runs through
+{genai}Without the compiled operators of `nm_export` the graph runs through
 standard operators: the same numbers, slowly.
 {quantization}"""
 
@@ -88,11 +88,16 @@ def model_card(
         sparse=f"{quality['sparse']:.3f}" if quality else "",
         ratio=f"{quality['ratio']:.3f}" if quality else "",
         repository=repository,
-        onnx=_ONNX.format(repository=repository, quantization=_quantization(numbers)) if numbers["onnx"] else "",
+        onnx=_onnx(repository, numbers) if numbers["onnx"] else "",
         schemes="\n".join(_row(scheme) for scheme in sparsity["schemes"]),
         weights=_weights(sparsity["rewritten"]),
         learning=_learning(numbers.get("learning")),
     )
+
+
+def _onnx(repository: str, numbers: dict[str, Any]) -> str:
+    genai = "The folder `onnx` opens in `onnxruntime_genai` too. " if numbers["genai"] else ""
+    return _ONNX.format(repository=repository, genai=genai, quantization=_quantization(numbers))
 
 
 def _local_name(source: str) -> str:

@@ -27,6 +27,7 @@ Learnable = Literal["shift", "scale", "bias", "residual", "weight"]
 Phase = Literal["both", "prefill", "decode"]
 Kernel = Literal["auto", "fused", "topk"]
 Precision = Literal["fp32", "int8", "int4"]
+Exporter = Literal["auto", "builder", "generic"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["full", "reference"]
 
@@ -355,6 +356,10 @@ class OnnxSection(Section):
 
     opset: Annotated[int, Field(ge=22, le=22)] = 22
     """Version of the standard ONNX operators."""
+
+    exporter: Exporter = "auto"
+    """What writes the dense graph: `builder`, the graph builder of onnxruntime-genai; `generic`, the exporter of
+    transformers, for any architecture, whose graphs onnxruntime-genai does not run; `auto` is the first that works."""
 
     kernel: Kernel = "auto"
     """What multiplies pruned inputs: `fused`, an operator that reads the weight rows of kept channels only; `topk`, the

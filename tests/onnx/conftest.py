@@ -37,15 +37,22 @@ def publish(tmp_path_factory, tokenizer_dir):
     """Calibrate, save and export a tiny model; one folder for each combination of arguments."""
     made: dict[Any, Published] = {}
 
-    def published(architecture: str = "llama", method: str = "weight_norm", kernel: str = "auto") -> Published:
-        key = architecture, method, kernel
+    def published(
+        architecture: str = "llama", method: str = "weight_norm", kernel: str = "auto", precision: str = "fp32"
+    ) -> Published:
+        key = architecture, method, kernel, precision
         if key not in made:
             folder = tmp_path_factory.mktemp("-".join(key).replace(", ", "-"))
             model = sparse(architecture, **METHODS[method])
             model.save_pretrained(folder)
             PreTrainedTokenizerFast.from_pretrained(tokenizer_dir).save_pretrained(folder)
             result = export_onnx(
-                model, folder, tokenizer_dir=folder, kernel=kernel, metadata={"recipe_sha256": "0" * 64}
+                model,
+                folder,
+                tokenizer_dir=folder,
+                kernel=kernel,
+                precision=precision,
+                metadata={"recipe_sha256": "0" * 64},
             )
             made[key] = Published(model, folder, result)
         return made[key]

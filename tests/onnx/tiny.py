@@ -8,6 +8,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -17,6 +18,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
     SmolLM3Config,
+    StableLmConfig,
 )
 
 from nm_export.calibration import calibrate
@@ -75,6 +77,13 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     ),
     "vocabulary as wide as the MLP": LlamaConfig(**{**SIZES, "vocab_size": SIZES["intermediate_size"]}),
 }
+# architectures without a graph builder
+GENERIC: dict[str, PreTrainedConfig] = {
+    # one packed linear for q, k and v; attention and MLP side by side; a quarter of each head is rotated; biases
+    "gpt_neox": GPTNeoXConfig(**{**SIZES, "num_key_value_heads": 4}),
+    # norms with biases; biases of q, k and v; keys and values shared by two heads; embeddings tied
+    "stablelm": StableLmConfig(**SIZES, use_qkv_bias=True, tie_word_embeddings=True),
+}
 _ALL = {"output_scale": True, "output_bias": "learned", "residual_rank": 5}
 # Every kind of constant that a graph can hold.
 METHODS: dict[str, dict[str, Any]] = {
@@ -99,7 +108,7 @@ WEIGHTS = {"pattern": "2:4", "prune": "weights"}
 def dense(name: str = "llama", config: PreTrainedConfig | None = None) -> PreTrainedModel:
     """A dense model whose biases and norms are not what they are initialised to."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config or CONFIGS[name]).eval()
+    model = AutoModelForCausalLM.from_config(config or (CONFIGS | GENERIC)[name]).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(mean=0.2 if parameter.dim() == 1 else 0.0, std=0.15)
