@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 20  # elements looked at together
+_CHUNK = 1 << 18  # elements looked at together
 _HALF = 1 << 16  # values of half of an element's bits
 
 

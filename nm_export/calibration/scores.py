@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nm_export.calibration.quantiles import exact_quantiles
 
-_ROWS, _ELEMENTS = 1024, 1 << 22  # widened at a time at most: whole weights in float64 are as large as some models
+_ROWS, _ELEMENTS = 1024, 1 << 18  # widened at a time at most: whole weights in float64 are as large as some models
 _INLIERS = (0.005, 0.995)
 
 
@@ -99,12 +99,14 @@ def _inlier_moments(weight: Tensor) -> tuple[float, float]:
     """Mean and standard deviation of the elements inside the quantiles, in two passes; (mean, 1) without spread."""
     low, high = exact_quantiles(weight, _INLIERS)
     count = total = 0.0
-    for inliers in _inliers(weight, low, high):
-        count, total = count + inliers.numel(), total + float(inliers.sum())
+    for chunk, inside in _inliers(weight, low, high):
+        count, total = count + int(inside.sum()), total + float(torch.where(inside, chunk, 0.0).sum())
     mean = total / count
-    variance = sum(float((inliers - mean).square().sum()) for inliers in _inliers(weight, low, high)) / count
+    squares = (torch.where(inside, chunk - mean, 0.0).square_() for chunk, inside in _inliers(weight, low, high))
+    variance = sum(float(each.sum()) for each in squares) / count
     return mean, variance**0.5 if variance > 0 else 1.0
 
 
-def _inliers(weight: Tensor, low: float, high: float) -> Iterator[Tensor]:
-    return (chunk[(chunk >= low) & (chunk <= high)] for chunk in _chunks(weight))
+def _inliers(weight: Tensor, low: float, high: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of a weight in pieces, and which of their elements are inside."""
+    return ((chunk, (chunk >= low) & (chunk <= high)) for chunk in _chunks(weight))

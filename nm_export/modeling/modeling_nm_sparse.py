@@ -39,7 +39,7 @@ SHIFT_MODES = {
 }
 PHASES = {"both": 0, "prefill": 1, "decode": 2}
 MAX_GROUP = 64
-_WIDENED = 1 << 23  # elements of a weight that are float64 at a time
+_WIDENED = 1 << 18  # elements of a weight that are float64 at a time
 _UNSCORED = ("magnitude", "clact_noncausal")  # no vector is stored for them
 _NEUTRAL = {"nm_score": 1.0, "nm_scale": 1.0}  # the other parameters change nothing as zeros
 

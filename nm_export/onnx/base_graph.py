@@ -2,6 +2,7 @@
 
 The builder of onnxruntime-genai writes one graph for prefill and decode with grouped-query attention, weights stored
 `K x O`. It is made to read a checkpoint; here it reads a live model instead: no second load, no Hub, no copy on disk.
+Weights are widened to float32 while they are written, some rows at a time; what is mapped from a file stays there.
 q, k and v stay separate products, and packed linears (Phi-3's `qkv_proj`, `gate_up_proj`) become one product a part.
 """
 
@@ -229,6 +230,8 @@ def _in_memory_builder(name: str, weights: Any, config: Any, cache_dir: str, sha
     import onnx_ir
     from onnxruntime_genai.models import builders
 
+    from nm_export.onnx.streamed_tensor import StreamedTensor
+
     rope_kinds = iter(("full_attention", "sliding_attention"))
     rotary = next(m for m in weights.modules() if type(m).__name__.endswith("RotaryEmbedding"))
 
@@ -256,6 +259,11 @@ def _in_memory_builder(name: str, weights: Any, config: Any, cache_dir: str, sha
 
         def load_weights(self, input_path: str) -> nn.Module:
             return weights
+
+        def make_initializer(self, tensor: Any, /, name: str, **kwargs: Any) -> None:
+            super().make_initializer(tensor, name, **kwargs)
+            if isinstance(tensor, torch.Tensor) and tensor.dim() > 1 and kwargs.get("to") == onnx_ir.DataType.FLOAT:
+                self.model.graph.initializers[name].const_value = StreamedTensor(tensor, name)
 
         def has_lm_head(self, module: nn.Module) -> bool:
             # not any linear that happens to be as wide as the vocabulary

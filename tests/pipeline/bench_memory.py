@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedConfig
+
+from tests.tiny_folder import character_tokenizer
 
 SHARD_BYTES = 500_000_000
 
@@ -53,45 +57,32 @@ class Sampler:
             self.peaks[self.stage] = max(self.peaks.get(self.stage, 0), anonymous_bytes())
 
 
-def make_checkpoint(folder: Path, layers: int, vocabulary: int) -> None:
-    """Write a Mistral-shaped checkpoint shard by shard; weights are small random numbers."""
-    from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, MistralConfig
-
-    from tests.tiny_folder import character_tokenizer
-
-    config = MistralConfig(
-        vocab_size=vocabulary,
-        num_hidden_layers=layers,
-        dtype="bfloat16",
-        sliding_window=None,
-        bos_token_id=96,
-        eos_token_id=97,
-        architectures=["MistralForCausalLM"],
-    )
+def make_checkpoint(folder: Path, config: PreTrainedConfig, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write a checkpoint of small random weights shard by shard, and a tokenizer."""
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in AutoModelForCausalLM.from_config(config).state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     folder.mkdir(parents=True)
-    shards: list[dict[str, torch.Tensor]] = [{}]
+    shard: dict[str, torch.Tensor] = {}
     index: dict[str, str] = {}
+    count = 0
 
     def flush() -> None:
-        name = f"model-{len(index_of_shard) + 1:05d}.safetensors"
-        index_of_shard.append(name)
-        index.update(dict.fromkeys(shards[-1], name))
-        save_file(shards[-1], folder / name, metadata={"format": "pt"})
-        shards.append({})
+        nonlocal count
+        count += 1
+        name = f"model-{count:05d}.safetensors"
+        index.update(dict.fromkeys(shard, name))
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        shard.clear()
 
-    index_of_shard: list[str] = []
     for name, shape in shapes.items():
         if len(shape) == 1:
             tensor = torch.ones(shape, dtype=torch.bfloat16)
         else:
             tensor = torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02, generator=generator)
-        if sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > SHARD_BYTES and shards[-1]:
+        if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > shard_bytes:
             flush()
-        shards[-1][name] = tensor
+        shard[name] = tensor
     flush()
     total = sum(shape.numel() * 2 for shape in shapes.values())
     (folder / "model.safetensors.index.json").write_text(
@@ -159,7 +150,10 @@ def main() -> None:
         run(source, target, arguments.settings)
         return
     if not source.exists():
-        make_checkpoint(source, arguments.layers, arguments.vocabulary)
+        sizes = {"vocab_size": arguments.vocabulary, "num_hidden_layers": arguments.layers}
+        sizes["max_position_embeddings"] = 32768
+        special = {"bos_token_id": 96, "eos_token_id": 97}
+        make_checkpoint(source, MistralConfig(**sizes, **special, sliding_window=None, dtype="bfloat16"))
     size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     command = [sys.executable, "-m", "tests.pipeline.bench_memory", *sys.argv[1:], "--inner"]
     result: dict[str, Any] = json.loads(
