@@ -99,6 +99,8 @@ def refer(source: Path, target: Path, base: BaseWeights, max_shard_size: str) ->
             twin = next((name for name in new if name in originals and originals.equal(name, extra)), None)
             if twin is not None:
                 new[extra] = new[twin].clone()
+        for leftover in target.glob(_NEW_FILES.format(suffix="*")):
+            leftover.unlink()
         save_torch_state_dict(
             new, target, filename_pattern=_NEW_FILES, max_shard_size=max_shard_size, metadata={"format": "pt"}
         )

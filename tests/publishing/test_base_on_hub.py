@@ -5,7 +5,9 @@ import json
 import pytest
 
 from nm_export.errors import UserError
+from nm_export.publishing.base_weights import find_base_weights
 from nm_export.publishing.hub import find_destination, push
+from nm_export.recipe import ModelSection
 from tests.publishing.conftest import content
 from tests.publishing.hub_server import Blob, Fault
 
@@ -40,6 +42,15 @@ def test_a_base_model_that_not_all_readers_may_read(hub, folder, base, caplog):
     hub.repositories["user/model"].private = False
     publish(folder, base)
     assert "user/base is private: only those who may read it can load user/model" in caplog.text
+
+
+def test_pickled_weights_are_refused_and_not_fetched(hub):
+    repository = hub.create("user/old", config__json=b"{}")
+    repository.commit("main", {"config.json": Blob(b"{}", lfs=False), "pytorch_model.bin": Blob(b"pickle", lfs=False)})
+    with pytest.raises(UserError, match=r"the Hub model user/old has no model\.safetensors \(PyTorch's \.bin files"):
+        find_base_weights(ModelSection(source="user/old"))
+    assert hub.count("GET", "/resolve/.*config")
+    assert not hub.count("GET", "/resolve/.*bin")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def environment(tmp_path):
     }
 
 
+def killed_after_the_weights(command, environment, server):
+    """Publish until all large files have arrived, then kill -9 the process at its commit."""
+    started = threading.Event()
+    fault = Fault("POST", "/commit/", act=lambda: (started.set(), process.wait(60)), cut="request")
+    server.faults.insert(0, fault)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert started.wait(120)
+    process.kill()
+    process.wait()
+    assert server.repositories["user/tiny"].files() == {}
+    server.requests.clear()
+
+
 def test_published_and_loaded_in_fresh_processes(exported, environment):
     with HubServer() as server:
         environment["HF_ENDPOINT"] = server.url
@@ -76,10 +90,13 @@ def test_published_and_loaded_in_fresh_processes(exported, environment):
             "user/tiny",
             "--private",
         ]
+        killed_after_the_weights(command, environment, server)
         published = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert published.returncode == 0, published.stderr
         assert f"{server.url}/user/tiny/commit/" in published.stdout
         assert server.repositories["user/tiny"].private
+        assert server.repositories["user/tiny"].moves == ["main", "main"]
+        assert not server.count("PUT", f"/storage/({weights}|{data})")  # they had arrived before
         loaded = subprocess.run(
             [sys.executable, "-c", LOAD, "user/tiny", str(exported)],
             env=environment,
