@@ -16,14 +16,14 @@ from nm_export.publishing.base_weights import (
     base_weights_of,
     find_base_weights,
     refer,
-    weight_files,
 )
 from nm_export.publishing.folder import check_target, replacing
 from nm_export.quiet import quiet_transformers
 from nm_export.recipe import ModelSection
+from nm_export.sources.checkpoint import weight_files
 from nm_export.verification import verify
 
-_INDICES = ("model.safetensors.index.json", "config.json")
+_NOT_COPIED = ("model.safetensors.index.json", "config.json", "stages.json")  # the last says what a run wrote
 _TOKENS = 64
 
 
@@ -117,7 +117,7 @@ def _copy_others(folder: Path, target: Path) -> None:
         name = path.relative_to(folder)
         if any(part.startswith(".") or part == "__pycache__" for part in name.parts) or not path.is_file():
             continue
-        if len(name.parts) == 1 and (path.suffix in (".safetensors", ".py") or path.name in _INDICES):
+        if len(name.parts) == 1 and (path.suffix in (".safetensors", ".py") or path.name in _NOT_COPIED):
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / name)
@@ -143,8 +143,10 @@ def _bits_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _weight_bytes(folder: Path) -> int:
     elsewhere = base_weights_of(folder)
-    names = weight_files(folder) if elsewhere is None else elsewhere["new_files"]
-    return sum((folder / name).stat().st_size for name in names)
+    files = (
+        weight_files(folder, str(folder)) if elsewhere is None else [folder / name for name in elsewhere["new_files"]]
+    )
+    return sum(file.stat().st_size for file in files)
 
 
 def _size(number: int) -> str:

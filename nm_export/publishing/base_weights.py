@@ -5,7 +5,7 @@ All others, the sparsity parameters above all, are new weights and are written.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from nm_export.errors import UserError
 from nm_export.modeling.reference_nm_sparse import file_sha256
 from nm_export.recipe import ModelSection
 from nm_export.sources import resolve_source
+from nm_export.sources.checkpoint import weight_files
 from nm_export.sources.hub import fetch_model
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_INDEX = "model.safetensors.index.json"
 _NEW_FILES = "nm_parameters{suffix}.safetensors"
 _NEW_INDEX = "nm_parameters.safetensors.index.json"
 
@@ -54,7 +55,7 @@ def check_source(section: ModelSection) -> None:
             f"{source.describe()} has none (its weights are unpacked from GGUF); use publish.weights: full."
         )
     if source.path is not None:
-        _weight_files(source.path, source.describe())
+        weight_files(source.path, source.describe())
 
 
 def find_base_weights(section: ModelSection) -> BaseWeights:
@@ -65,11 +66,10 @@ def find_base_weights(section: ModelSection) -> BaseWeights:
     """
     check_source(section)
     source = resolve_source(section)
-    if source.path is not None:
-        return BaseWeights({"folder": str(source.path)}, source.path, _weight_files(source.path, source.describe()))
-    folder = fetch_model(section)
-    place = {"repo_id": section.source, "revision": folder.name}  # a snapshot's folder is called like its commit
-    return BaseWeights(place, folder, _weight_files(folder, source.describe()))
+    folder = fetch_model(section) if source.path is None else source.path
+    # a snapshot's folder is called like its commit
+    place = {"folder": str(folder)} if source.path else {"repo_id": section.source, "revision": folder.name}
+    return BaseWeights(place, folder, tuple(file.name for file in weight_files(folder, source.describe())))
 
 
 def base_weights_of(folder: Path) -> dict[str, Any] | None:
@@ -90,7 +90,7 @@ def refer(source: Path, target: Path, base: BaseWeights, max_shard_size: str) ->
     Raises:
         UserError: no weight is the base model's.
     """
-    full = weight_files(source)
+    full = [file.name for file in weight_files(source, str(source))]
     with _opened(source, full) as tensors, _opened(base.folder, base.files) as originals:
         new = {name: tensors.read(name) for name in tensors if not _is_same(tensors, originals, name)}
         if len(new) == len(tensors):
@@ -115,30 +115,8 @@ def refer(source: Path, target: Path, base: BaseWeights, max_shard_size: str) ->
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (target / "config.json").write_text(text, encoding="utf-8")
     if source == target:
-        for name in (*full, INDEX):
+        for name in (*full, _INDEX):
             (target / name).unlink(missing_ok=True)
-
-
-def weight_files(folder: Path) -> tuple[str, ...]:
-    """Names of the files in which transformers looks for a model's weights; none if it has no safetensors."""
-    if (folder / WEIGHTS).is_file():
-        return (WEIGHTS,)
-    if not (folder / INDEX).is_file():
-        return ()
-    return tuple(sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())))
-
-
-def _weight_files(folder: Path, where: str) -> tuple[str, ...]:
-    files = weight_files(folder)
-    if not files:
-        raise UserError(
-            f"publish.weights: reference leaves weights to safetensors files of the base model, and {where} has no "
-            f"{WEIGHTS} (PyTorch's .bin files are not loaded from elsewhere); use publish.weights: full."
-        )
-    for name in files:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise UserError(f"{where} names {name!r} in {INDEX}, which is no file in it; the checkpoint is incomplete.")
-    return files
 
 
 class _Tensors(Mapping[str, Any]):
@@ -168,7 +146,7 @@ class _Tensors(Mapping[str, Any]):
 
 
 @contextmanager
-def _opened(folder: Path, names: tuple[str, ...]) -> Iterator[_Tensors]:
+def _opened(folder: Path, names: Iterable[str]) -> Iterator[_Tensors]:
     with ExitStack() as stack:
         yield _Tensors([stack.enter_context(safe_open(folder / name, framework="pt")) for name in names])
 
@@ -198,7 +176,7 @@ def _nothing_in_common(tensors: _Tensors, originals: _Tensors, base: BaseWeights
     return f"No weight of the exported model is that of {base}; use publish.weights: full."
 
 
-def _described(folder: Path, names: tuple[str, ...] | list[str]) -> dict[str, dict[str, Any]]:
+def _described(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
     return {
         name: {"size": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in sorted(names)
     }

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_imports
 
 from nm_export.modeling import NMSparseForCausalLM
-from nm_export.publishing.base_weights import BaseWeights, refer, weight_files
+from nm_export.publishing.base_weights import BaseWeights, refer
 from tests.tiny_models import ARCHITECTURES, dense_model, sparse_model, token_ids
 
 RICH = {"score": "weight_norm", "shift": "dynamic_mean", "variance_correction": True}
@@ -24,7 +24,11 @@ def write(root, architecture="llama", shard="5GB", change=None):
         change(model)
     model.save_pretrained(root / "full", max_shard_size=shard)
     shutil.copytree(root / "full", root / "small")
-    base = BaseWeights({"folder": str(root / "base")}, root / "base", weight_files(root / "base"))
+    base = BaseWeights(
+        {"folder": str(root / "base")},
+        root / "base",
+        tuple(path.name for path in sorted((root / "base").glob("*.safetensors"))),
+    )
     refer(root / "small", root / "small", base, "5GB")
     return root
 

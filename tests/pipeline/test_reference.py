@@ -51,7 +51,6 @@ def test_what_is_written(small, tiny_source):
     record = json.loads((small / "nm_export.json").read_text())
     assert {name: file["sha256"] for name, file in elsewhere["files"].items()} == record["base_model"]["weights_sha256"]
     assert json.loads((small / "measurements.json").read_text())["verification"]["reloaded_logits_equal"] is True
-    assert pipeline.verify_folder(small)
 
 
 def test_both_forms_from_each_other(small, tiny_source, tmp_path):
@@ -149,6 +148,8 @@ def test_bases_without_safetensors_are_refused_at_once(source, go, tiny_source, 
         model = AutoModelForCausalLM.from_pretrained(tiny_source)
         torch.save(model.state_dict(), place / "pytorch_model.bin")
     sentence = r"publish\.weights: reference leaves weights to safetensors files.*use publish\.weights: full"
+    if source == "bin":
+        sentence = r"bin has no weights as safetensors; its \.bin or \.pt files are pickles"
     with pytest.raises(UserError, match=sentence):
         go(tiny_recipe(place, publish=REFERENCE), output_dir=tmp_path / "out")
     assert not (tmp_path / "out").exists()
