@@ -18,7 +18,8 @@ NM_SPARSE_MATMUL_NBITS = "NMSparseMatMulNBits"
 
 _NM_SPARSE_MATMUL_NBITS = """
 <domain: "ai.nm_export", opset_import: ["" : 22]>
-NMSparseMatMulNBits <block_size, accuracy_level: int = 0> (values, weight, scales, zero_points, bias, token_shift, offset) => (y)
+NMSparseMatMulNBits <block_size, accuracy_level: int = 0>
+    (values, weight, scales, zero_points, bias, token_shift, offset) => (y)
 {
     values_f = Cast <to: int = 1> (values)
     weight_f = DequantizeLinear <axis: int = 1, block_size: int = @block_size> (weight, scales, zero_points)
