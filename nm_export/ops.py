@@ -67,7 +67,8 @@ def ops_library_version() -> str:
     Raises:
         UserError: there is no library, or it cannot be loaded.
     """
-    return load_library().nm_export_ops_version().decode()
+    version: bytes = load_library().nm_export_ops_version()
+    return version.decode()
 
 
 def register(session_options: Any) -> None:
