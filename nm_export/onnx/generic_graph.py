@@ -72,7 +72,8 @@ def build_generic_graph(model: "PreTrainedModel", directory: str | Path, *, shar
 
 def _translate(traced: TracedModel) -> Any:
     """The `onnx_ir.Model` that the exporter of transformers makes, weights of the linears missing."""
-    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
 
     past = traced.empty_cache(_BATCH, _CACHED)
     example: dict[str, Any] = {
