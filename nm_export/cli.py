@@ -4,6 +4,8 @@ Everything heavy is imported inside the commands, so that `nm-export --help` ans
 """
 
 import difflib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -15,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from nm_export.console import explained, show
+from nm_export.interruption import EXITS_AFTER_SIGNALS
 
 if TYPE_CHECKING:
     from nm_export.recipe import Recipe
@@ -114,7 +117,13 @@ class ScoringBackend(StrEnum):
 
 def main() -> None:
     """Entry point of `nm-export`."""
-    app(prog_name="nm-export")
+    try:
+        app(prog_name="nm-export")
+    except SystemExit as end:
+        if end.code in EXITS_AFTER_SIGNALS:  # threads that still fetch or write something are not waited for
+            sys.stdout.flush()
+            os._exit(int(end.code))
+        raise
 
 
 def _show_version(wanted: bool) -> None:

@@ -11,6 +11,7 @@ from typing import NoReturn
 import typer
 
 from nm_export.errors import NMExportError
+from nm_export.interruption import Interrupted, current_sentence, ending_promptly
 
 EXIT_INTERRUPTED = 130
 
@@ -41,9 +42,12 @@ def explained(verbose: bool) -> Iterator[None]:
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     logging.getLogger("nm_export").setLevel(logging.DEBUG if verbose else logging.INFO)
     try:
-        yield
+        with ending_promptly():
+            yield
+    except Interrupted as interruption:
+        _fail(interruption.sentence, interruption.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; nothing half-written was left behind, the same command starts again", EXIT_INTERRUPTED)
+        _fail(current_sentence(), EXIT_INTERRUPTED)
     except NMExportError as error:
         _fail(str(error), error.exit_code, verbose)
     except MemoryError:

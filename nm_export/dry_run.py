@@ -11,6 +11,7 @@ from rich.table import Table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
+from nm_export.finished import made_by
 from nm_export.plan import Plan, make_plan
 from nm_export.publishing.base_weights import check_source
 from nm_export.publishing.folder import check_target
@@ -73,7 +74,7 @@ def dry_run(
         UserError: the recipe does not fit the model, or the output folder is in the way.
     """
     target = recipe.folder(output_dir).resolve()
-    check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite or made_by(target, recipe))
     unchecked = []
     if recipe.publish.weights == "reference":
         check_source(recipe.model)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-import shutil
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,35 +11,29 @@ from typing import Any
 import torch
 
 from nm_export.calibration.launch import launched_processes
+from nm_export.calibration.processes import Processes
 from nm_export.calibration.text import TokenSequences, read_sequences
+from nm_export.digests import digest
 from nm_export.errors import UserError
 from nm_export.evaluation import perplexity, torch_logits
-from nm_export.preparation import Prepared, prepare
+from nm_export.finished import is_finished, made_by
+from nm_export.interruption import saying
+from nm_export.preparation import Material, Prepared, prepare
 from nm_export.publishing.base_on_hub import check_place
-from nm_export.publishing.base_weights import find_base_weights, refer
+from nm_export.publishing.base_weights import BaseWeights, find_base_weights, refer
 from nm_export.publishing.card import model_card
 from nm_export.publishing.contents import check_verified
-from nm_export.publishing.folder import check_target, replacing
-from nm_export.publishing.hub import Publication, find_destination, push
+from nm_export.publishing.folder import check_target
+from nm_export.publishing.hub import Publication, command, find_destination, push
 from nm_export.publishing.save import write_model
+from nm_export.publishing.workspace import Workspace, working_on
 from nm_export.quiet import quiet_transformers
 from nm_export.recipe import Recipe, load_recipe
 from nm_export.stages import Stages, peak_memory_bytes
 from nm_export.summary import Summary
 from nm_export.verification import VerificationReport, verify
-from nm_export.versions import installed_versions
-
-_RECORDED = (
-    "nm_export",
-    "torch",
-    "transformers",
-    "safetensors",
-    "tokenizers",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-genai",
-    "onnxscript",
-)
+from nm_export.versions import RECORDED, installed_versions
+from nm_export.whole_file import write_whole
 
 VERIFY_WINDOW = 64
 """Tokens in a window of held-out text on which forms are compared end to end."""
@@ -80,7 +74,9 @@ def run(
         NMExportError: verification or the upload failed.
     """
     target = recipe.folder(output_dir).resolve()
-    check_target(target, overwrite=overwrite)
+    with_onnx = recipe.onnx.enabled and not skip_onnx
+    # a finished folder is not in the way: it may be what is asked for
+    check_target(target, overwrite=overwrite or made_by(target, recipe))
     destination = None
     if push_to_hub:
         if not recipe.verify.enabled:
@@ -94,60 +90,112 @@ def run(
             overwrite=overwrite or recipe.publish.overwrite,
             commit_message=recipe.publish.commit_message,
         )
-    with_onnx = recipe.onnx.enabled and not skip_onnx
     base = None
     if recipe.publish.weights == "reference":
         base = find_base_weights(recipe.model)
         if destination:
             check_place(base.place, destination.repo_id)
     processes = launched_processes()
-    stages = Stages(announce=processes.rank == 0)
-    checkpoint_dir = target.parent / f".{target.name}.learning"
-    if processes.rank:  # calibrates with the others; the first process writes
-        with quiet_transformers(not verbose):
-            prepare(recipe, stages, processes, checkpoint_dir)
-        return None
-    with quiet_transformers(not verbose), replacing(target, overwrite=overwrite) as folder:
-        prepared = prepare(recipe, stages, processes, checkpoint_dir)
-        model, plan, held_out = prepared.model, prepared.plan, prepared.held_out
-        with stages.stage("write", "Writing the model"):
-            write_model(model, prepared.tokenizer, folder, recipe.publish.max_shard_size)
-            if base:
-                refer(folder, folder, base, recipe.publish.max_shard_size)
-            (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
-            record = _record(recipe, prepared)
-            _write_json(folder / "nm_export.json", record)
-        quantization = None
-        if with_onnx:
-            with stages.stage("onnx", "Exporting to ONNX"):
-                quantization = _export_onnx(model, folder, recipe, record)
-        report = None
-        if recipe.verify.enabled:
-            with stages.stage("verify", "Verifying"):
-                report = _verify(folder, model, held_out.input_ids, recipe, with_onnx)
-        quality = None
-        if prepared.dense_perplexity is not None:
-            with stages.stage("evaluate", "Measuring the sparse model's perplexity"):
-                quality = _quality(model, held_out, prepared.dense_perplexity)
-        numbers = _numbers(stages, quality, report, with_onnx)
-        numbers["genai"] = (folder / "onnx" / "genai_config.json").is_file()
-        numbers["quantization"] = quantization
-        numbers["learning"] = prepared.learning.to_dict() if prepared.learning else None
-        _write_json(folder / "measurements.json", numbers)
-        card = model_card(
-            name=target.name,
-            repository=destination.repo_id if destination else target.name,
-            provenance=record,
-            sparsity=model.config.sparsity,
-            numbers=numbers,
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(checkpoint_dir, ignore_errors=True)
-    summary = Summary(target, plan, quality, report, stages.seconds, peak_memory_bytes())
+    with quiet_transformers(not verbose):
+        if processes.rank:  # calibrates with the others; the first process writes
+            workspace = Workspace(target, writable=False)
+            stages = Stages(announce=False, journal=workspace.journal)
+            material = Material(recipe, stages, with_onnx=with_onnx)
+            if overwrite or not is_finished(target, material.inputs):
+                prepare(recipe, stages, processes, workspace.learning, material)
+            return None
+        with working_on(target) as workspace, saying(workspace.describe):
+            stages = Stages(journal=workspace.journal)
+            material = Material(recipe, stages, with_onnx=with_onnx)
+            if not overwrite and is_finished(target, material.inputs):
+                workspace.remove()
+                summary = Summary.of_folder(target)
+            else:
+                check_target(target, overwrite=overwrite)
+                name = destination.repo_id if destination else target.name
+                summary = _make(recipe, workspace, stages, material, processes, base, repository=name)
     if destination:
-        with stages.stage("publish", f"Publishing to {destination.repo_id}"):
+        continued = f"interrupted; {target} is finished, continue with `{command(target, destination)}`"
+        with stages.stage("publish", f"Publishing to {destination.repo_id}"), saying(lambda: continued):
             summary = replace(summary, published=push(target, destination))
     return summary
+
+
+def _make(
+    recipe: Recipe,
+    workspace: Workspace,
+    stages: Stages,
+    material: Material,
+    processes: Processes,
+    base: BaseWeights | None,
+    *,
+    repository: str,
+) -> Summary:
+    """Do what is not done yet, and give the folder its name."""
+    folder, journal, inputs = workspace.model, workspace.journal, material.inputs
+    with_onnx = "onnx" in inputs.stages
+    journal.keep_only(inputs.stages)
+    prepared = prepare(recipe, stages, processes, workspace.learning, material)
+
+    def once(name: str, description: str, work: Callable[[Any], tuple[Iterable[Path], Any]]) -> Any:
+        """Return the result of a stage: what an earlier run has left, or else of `work` on the model."""
+        read = inputs.of(name, journal.entries)
+        if entry := stages.take(name, read):
+            return entry.result
+        model = prepared.model  # before the clock starts
+        with stages.stage(name, description):
+            files, result = work(model)
+        stages.keep(name, read, files, result)
+        return result
+
+    def write(model: Any) -> tuple[Iterable[Path], None]:
+        folder.mkdir(exist_ok=True)
+        before = set(_files(folder))
+        write_model(model, prepared.tokenizer, folder, recipe.publish.max_shard_size)
+        if base:
+            refer(folder, folder, base, recipe.publish.max_shard_size)
+        return set(_files(folder)) - before, None
+
+    def onnx(model: Any) -> tuple[Iterable[Path], dict[str, Any] | None]:
+        quantization = _export_onnx(model, folder, recipe, inputs.of("onnx", journal.entries))
+        return _files(folder / "onnx"), quantization
+
+    once("write", "Writing the model", write)
+    quantization = once("onnx", "Exporting to ONNX", onnx) if with_onnx else None
+    report = quality = None
+    if recipe.verify.enabled:
+        ids = prepared.held_out.input_ids
+        found = once(
+            "verify", "Verifying", lambda model: ((), _verify(folder, model, ids, recipe, with_onnx).to_dict())
+        )
+        report = VerificationReport.from_dict(found)
+    if prepared.dense_perplexity is not None:
+        ids = prepared.held_out.input_ids
+        sparse = once(
+            "evaluate",
+            "Measuring the sparse model's perplexity",
+            lambda model: ((), perplexity(torch_logits(model), ids)),
+        )
+        quality = _quality(prepared.held_out, sparse, prepared.dense_perplexity)
+    numbers = _numbers(stages, quality, report, with_onnx)
+    numbers["genai"] = (folder / "onnx" / "genai_config.json").is_file()
+    numbers["quantization"] = quantization
+    numbers["learning"] = prepared.learning.to_dict() if prepared.learning else None
+    record = _record(recipe, prepared)
+    write_whole(folder / "recipe.yaml", recipe.to_yaml())
+    write_whole(folder / "nm_export.json", _json(record))
+    stages.keep("record", inputs.of("record", journal.entries), [folder / "recipe.yaml", folder / "nm_export.json"])
+    write_whole(folder / "measurements.json", _json(numbers))
+    card = model_card(
+        name=workspace.target.name,
+        repository=repository,
+        provenance=record,
+        sparsity=json.loads((folder / "config.json").read_text(encoding="utf-8"))["sparsity"],
+        numbers=numbers,
+    )
+    write_whole(folder / "README.md", card)
+    workspace.finish(inputs.stages)
+    return Summary(workspace.target, prepared.plan, quality, report, stages.seconds, numbers["peak_memory_bytes"])
 
 
 def publish_folder(
@@ -186,7 +234,9 @@ def publish_folder(
         overwrite=overwrite or settings.overwrite,
         commit_message=settings.commit_message,
     )
-    return push(folder, destination)
+    continued = f"interrupted; continue with `{command(folder, destination)}`"
+    with saying(lambda: continued):
+        return push(folder, destination)
 
 
 def verify_folder(folder: str | Path) -> str:
@@ -201,7 +251,7 @@ def verify_folder(folder: str | Path) -> str:
     return json.dumps(report.to_dict(), indent=2)
 
 
-def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any]) -> dict[str, Any] | None:
+def _export_onnx(model: Any, folder: Path, recipe: Recipe, read: dict[str, str]) -> dict[str, Any] | None:
     """Export, and return what quantization did to the weights, if anything did."""
     from nm_export.onnx import export_onnx
 
@@ -215,7 +265,7 @@ def _export_onnx(model: Any, folder: Path, recipe: Recipe, record: dict[str, Any
         symmetric=recipe.onnx.symmetric,
         kernel=recipe.onnx.kernel,
         exporter=recipe.onnx.exporter,
-        metadata={"recipe_sha256": record["recipe_sha256"]},
+        metadata={"made_from_sha256": digest(read)},
     )
     return result.quantization.to_dict() if result.quantization else None
 
@@ -234,8 +284,7 @@ def _verify(folder: Path, model: Any, sequences: torch.Tensor, recipe: Recipe, w
     )
 
 
-def _quality(model: Any, held_out: TokenSequences, dense: float) -> dict[str, Any]:
-    sparse = perplexity(torch_logits(model), held_out.input_ids)
+def _quality(held_out: TokenSequences, sparse: float, dense: float) -> dict[str, Any]:
     windows, length = held_out.input_ids.shape
     source = held_out.provenance
     # of a file only its name: the folders before it are the author's own
@@ -260,7 +309,7 @@ def _record(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
             "saved_share": plan.saved_share,
             "added_share": plan.added_share,
         },
-        "versions": {"python": platform.python_version(), **installed_versions(_RECORDED)},
+        "versions": {"python": platform.python_version(), **installed_versions(RECORDED)},
     }
 
 
@@ -272,11 +321,15 @@ def _numbers(
         "verification": report.to_dict() if report else None,
         "onnx": with_onnx,
         "seconds": stages.seconds,
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": max(stages.peak_memory, peak_memory_bytes()),
         "threads": torch.get_num_threads(),
         "machine": platform.platform(),
     }
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

@@ -96,6 +96,30 @@ class Plan:
 
         return Plan(tuple(changed(linear) for linear in self.linears))
 
+    def to_json(self) -> list[list[Any]]:
+        """Return the fields of every linear as JSON values."""
+        return [
+            [
+                linear.name,
+                linear.in_features,
+                linear.out_features,
+                scheme.model_dump() if scheme else None,
+                linear.input_id,
+            ]
+            for linear in self.linears
+            for scheme in (linear.scheme,)
+        ]
+
+    @classmethod
+    def from_json(cls, values: list[list[Any]]) -> "Plan":
+        """Make it again from what `to_json` returned."""
+        return cls(
+            tuple(
+                PlannedLinear(name, inputs, outputs, Scheme(**scheme) if scheme else None, input_id)
+                for name, inputs, outputs, scheme, input_id in values
+            )
+        )
+
     def sparsity(self) -> dict[str, Any]:
         """Return the `sparsity` section of `NMSparseConfig`."""
         schemes: dict[Scheme, list[str]] = defaultdict(list)

@@ -1,8 +1,9 @@
-"""From a recipe to a calibrated model in memory: load -> plan -> allocate -> calibrate -> learn."""
+"""From a recipe to a calibrated model: plan -> allocate -> calibrate -> learn, as far as that is not done yet."""
 
-import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,20 @@ from nm_export.calibration import calibrate
 from nm_export.calibration.allocation import allocate, measure_damage
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.text import TokenSequences, read_sequences
+from nm_export.digests import digest
 from nm_export.errors import UserError
 from nm_export.evaluation import perplexity, torch_logits
+from nm_export.inputs import PROGRAM, Inputs
+from nm_export.journal import Entry
 from nm_export.learning import LearningReport, learn
 from nm_export.modeling import NMSparseForCausalLM
+from nm_export.parameters import load_parameters, save_parameters
 from nm_export.plan import Plan, make_plan
 from nm_export.recipe import CalibrationSection, Recipe
 from nm_export.recipe.patterns import saved_share
-from nm_export.sources import load_model
+from nm_export.sources import OpenSource, load_model
 from nm_export.stages import Stages
+from nm_export.whole_file import write_whole
 
 ALLOCATION_WINDOWS, ALLOCATION_WINDOW = 4, 256
 """Windows of calibration text, and tokens in each, on which the damage of pruning is measured for a budget."""
@@ -29,12 +35,40 @@ ALLOCATION_WINDOWS, ALLOCATION_WINDOW = 4, 256
 _ELEMENTS = 1 << 22  # of a weight that are looked at together
 
 
-@dataclass(frozen=True)
+class Material:
+    """What a recipe starts from, without a weight in memory: the model's files, its tokenizer, the texts.
+
+    Attributes:
+        source: the model's files.
+        tokenizer: its tokenizer.
+        text: sequences for calibration.
+        held_out: sequences that calibration does not see.
+        learning_text: sequences for learning, or None.
+        texts: all of them by name.
+        inputs: what each stage reads.
+    """
+
+    def __init__(self, recipe: Recipe, stages: Stages, *, with_onnx: bool = False) -> None:
+        self.source = OpenSource(recipe.model)
+        self.tokenizer = self.source.tokenizer
+        with stages.stage("text", "Reading text"):
+            self.text = read_sequences(self.tokenizer, recipe.calibration)
+            self.held_out = read_sequences(self.tokenizer, recipe.held_out)
+            learns = recipe.learning.mode != "none"
+            self.learning_text = read_sequences(self.tokenizer, _learning_text(recipe)) if learns else None
+        self.texts = {"calibration text": self.text, "held-out text": self.held_out}
+        if self.learning_text is not None:
+            self.texts["learning text"] = self.learning_text
+        ids = {name: text.input_ids for name, text in self.texts.items()}
+        # the name of a snapshot's folder is the commit, which the model's record names
+        model = {"files": self.source.hashes(), "folder": self.source.folder.name}
+        self.inputs = Inputs(recipe, model, ids, with_onnx=with_onnx)
+
+
 class Prepared:
     """A calibrated model and what it was made from.
 
     Attributes:
-        model: `NMSparseForCausalLM`.
         tokenizer: its tokenizer.
         provenance: of the base model, JSON values.
         plan: what is pruned.
@@ -44,65 +78,161 @@ class Prepared:
         learning: what was trained, or None.
     """
 
-    model: Any
     tokenizer: Any
     provenance: dict[str, Any]
     plan: Plan
     calibration_text: TokenSequences
     held_out: TokenSequences
-    dense_perplexity: float | None
-    learning: LearningReport | None
+    dense_perplexity: float | None = None
+    learning: LearningReport | None = None
+
+    def __init__(self, recipe: Recipe, material: Material, stages: Stages, processes: Processes) -> None:
+        self._recipe, self._material, self._stages, self._processes = recipe, material, stages, processes
+        self._file: Path | None = None
+        self.tokenizer = material.tokenizer
+        self.calibration_text, self.held_out = material.text, material.held_out
+
+    @cached_property
+    def model(self) -> Any:
+        """The `NMSparseForCausalLM`; loaded when it is asked for and no stage needed it before."""
+        model = NMSparseForCausalLM.from_dense(self._dense, self.plan.sparsity())
+        if self._file is not None:
+            load_parameters(model, self._file)
+        return model
+
+    @cached_property
+    def _dense(self) -> Any:
+        section = self._recipe.model
+        with self._stages.stage("load", f"Loading {section.source}"):
+            model, _, self.provenance = load_model(section, self._material.source)
+            _refuse_nan(model, self._recipe)
+            _refuse_foreign_tokens(model, self._recipe, self._material.texts.values())
+        return model
+
+    def make(self, checkpoint_dir: Path | None) -> None:
+        """Do what is not done yet."""
+        recipe = self._recipe
+        self._make_plan()
+        if recipe.held_out.enabled and self._processes.rank == 0:
+            self.dense_perplexity = self._measure_dense()  # before anything changes a weight
+        if recipe.sparsity.budget is not None:
+            self._allocate(recipe.sparsity.budget)
+        self._calibrate()
+        if self._material.learning_text is not None:
+            self._learn(self._material.learning_text, checkpoint_dir)
+
+    def _make_plan(self) -> None:
+        read = self._read("plan")
+        if entry := self._take("plan", read):
+            self.plan, self.provenance = Plan.from_json(entry.result["linears"]), entry.result["base_model"]
+            return
+        self.plan = make_plan(self._dense, self._recipe)
+        self._stages.keep("plan", read, result={"linears": self.plan.to_json(), "base_model": self.provenance})
+
+    def _measure_dense(self) -> float:
+        read = self._read("evaluate_dense")
+        if entry := self._stages.take("evaluate_dense", read):
+            return float(entry.result)
+        model = self._dense
+        with self._stages.stage("evaluate_dense", "Measuring the dense model's perplexity"):
+            result = perplexity(torch_logits(model), self.held_out.input_ids)
+        self._stages.keep("evaluate_dense", read, result=result)
+        return result
+
+    def _allocate(self, budget: float) -> None:
+        """Choose which modules the recipe's budget prunes, and at which pattern."""
+        read = self._read("allocate")
+        if entry := self._take("allocate", read):
+            chosen = entry.result
+        else:
+            dense = self._dense
+            with self._stages.stage("allocate", f"Choosing modules for a budget of {budget:.0%}"):
+                chosen = _allocate(dense, self.plan, self._recipe, self.calibration_text, self._processes)
+            self._keep("allocate", read, "patterns.json", lambda path: write_whole(path, json.dumps(chosen)), chosen)
+        self.plan = self.plan.with_patterns(chosen)
+
+    def _calibrate(self) -> None:
+        read = self._read("calibrate")
+        if entry := self._take("calibrate", read):
+            self._restore(entry)
+            return
+        model = self.model
+        with self._stages.stage("calibrate", f"Calibrating {len(self.plan.pruned)} linears"):
+            settings = self._recipe.calibration
+            ids, by_block = self.calibration_text.input_ids, settings.block_by_block
+            calibrate(model, ids, settings.batch_size, self._processes, block_by_block=by_block)
+        self._keep("calibrate", read, "calibrated.safetensors", lambda path: save_parameters(model, path))
+
+    def _learn(self, text: TokenSequences, checkpoint_dir: Path | None) -> None:
+        read = self._read("learn")
+        if entry := self._take("learn", read):
+            self.learning = LearningReport.from_dict(entry.result)
+            self._restore(entry)
+            return
+        model, section = self.model, self._recipe.learning
+        # without a journal, whoever chose the folder of the checkpoints knows the program
+        key = digest(read if self._stages.journal else {k: v for k, v in read.items() if k != PROGRAM})
+        with self._stages.stage("learn", f"Learning, {section.mode.replace('_', ' ')}"):
+            self.learning = learn(
+                model,
+                text.input_ids,
+                section,
+                checkpoint_dir=checkpoint_dir,
+                checkpoint_key=key,
+                processes=self._processes,
+            )
+        report = self.learning.to_dict()
+        self._keep("learn", read, "learned.safetensors", lambda path: save_parameters(model, path), report)
+
+    def _take(self, name: str, read: Mapping[str, str]) -> Entry | None:
+        """Take a stage over if every process can."""
+        entry = self._stages.take(name, read)
+        found = self._processes.gather(torch.tensor([float(entry is not None)], dtype=torch.float64))
+        return entry if bool(found.all()) else None
+
+    def _read(self, name: str) -> dict[str, str]:
+        journal = self._stages.journal
+        return self._material.inputs.of(name, journal.entries if journal else {})
+
+    def _keep(
+        self, name: str, read: Mapping[str, str], file: str, write: Callable[[Path], None], result: Any = None
+    ) -> None:
+        journal = self._stages.journal
+        if journal is not None and journal.writable:
+            path = journal.folder / file
+            write(path)
+            self._stages.keep(name, read, [path], result)
+
+    def _restore(self, entry: Entry) -> None:
+        assert self._stages.journal is not None
+        [name] = entry.wrote
+        self._file = self._stages.journal.folder / name
 
 
-def prepare(recipe: Recipe, stages: Stages, processes: Processes, checkpoint_dir: Path | None) -> Prepared:
+def prepare(
+    recipe: Recipe, stages: Stages, processes: Processes, checkpoint_dir: Path | None, material: Material | None = None
+) -> Prepared:
     """Do what a recipe says up to the calibrated model; every process of a launch does it alike.
 
     Args:
         recipe: what to do.
-        stages: where to announce what is going on.
+        stages: where to announce what is going on, and where to find what was done before.
         processes: those of the launch.
         checkpoint_dir: where learning leaves what a later run continues from.
+        material: what the recipe starts from, where it was read already.
 
     Raises:
         UserError: something that the user can correct.
     """
-    with stages.stage("load", f"Loading {recipe.model.source}"):
-        model, tokenizer, provenance = load_model(recipe.model)
-        _refuse_nan(model, recipe)
-    plan = make_plan(model, recipe)
-    with stages.stage("text", "Reading text"):
-        text = read_sequences(tokenizer, recipe.calibration)
-        held_out = read_sequences(tokenizer, recipe.held_out)
-        learning_text = read_sequences(tokenizer, _learning_text(recipe)) if recipe.learning.mode != "none" else None
-    _refuse_foreign_tokens(model, recipe, [text, held_out, learning_text])
-    dense_perplexity = None
-    if recipe.held_out.enabled and processes.rank == 0:
-        # before anything changes a weight
-        with stages.stage("evaluate_dense", "Measuring the dense model's perplexity"):
-            dense_perplexity = perplexity(torch_logits(model), held_out.input_ids)
-    if recipe.sparsity.budget is not None:
-        with stages.stage("allocate", f"Choosing modules for a budget of {recipe.sparsity.budget:.0%}"):
-            model, plan = _allocate(model, plan, recipe, text, processes)
-    model = NMSparseForCausalLM.from_dense(model, plan.sparsity())
-    with stages.stage("calibrate", f"Calibrating {len(plan.pruned)} linears"):
-        by_block = recipe.calibration.block_by_block
-        calibrate(model, text.input_ids, recipe.calibration.batch_size, processes, block_by_block=by_block)
-    report = None
-    if learning_text is not None:
-        with stages.stage("learn", f"Learning, {recipe.learning.mode.replace('_', ' ')}"):
-            report = learn(
-                model,
-                learning_text.input_ids,
-                recipe.learning,
-                checkpoint_dir=checkpoint_dir,
-                checkpoint_key=_checkpoint_key(recipe, plan, provenance, text, learning_text),
-                processes=processes,
-            )
-    return Prepared(model, tokenizer, provenance, plan, text, held_out, dense_perplexity, report)
+    prepared = Prepared(recipe, material or Material(recipe, stages), stages, processes)
+    prepared.make(checkpoint_dir)
+    return prepared
 
 
-def _allocate(model: Any, plan: Plan, recipe: Recipe, text: TokenSequences, processes: Processes) -> tuple[Any, Plan]:
-    """Choose patterns under the recipe's budget; return the dense model again, and the plan with the choice."""
+def _allocate(
+    model: Any, plan: Plan, recipe: Recipe, text: TokenSequences, processes: Processes
+) -> dict[str, str | None]:
+    """Choose patterns under the recipe's budget; the dense model is as it was."""
     sparsity = recipe.sparsity
     assert sparsity.budget is not None
     sparse = NMSparseForCausalLM.from_dense(model, plan.sparsity())
@@ -117,7 +247,8 @@ def _allocate(model: Any, plan: Plan, recipe: Recipe, text: TokenSequences, proc
     chosen = allocate(
         damages, sparsity.budget * saved_share(sparsity.pattern), sum(linear.macs for linear in plan.linears)
     )
-    return sparse.to_dense(), plan.with_patterns(chosen)
+    sparse.to_dense()
+    return dict(chosen)
 
 
 def _learning_text(recipe: Recipe) -> CalibrationSection:
@@ -132,21 +263,9 @@ def _learning_text(recipe: Recipe) -> CalibrationSection:
     )
 
 
-def _checkpoint_key(
-    recipe: Recipe, plan: Plan, provenance: dict[str, Any], text: TokenSequences, learning_text: TokenSequences
-) -> str:
-    facts = {
-        "model": provenance,
-        "sparsity": plan.sparsity(),
-        "calibration": [text.provenance, recipe.calibration.batch_size],
-        "learning": [learning_text.provenance, recipe.learning.model_dump(mode="json")],
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _refuse_foreign_tokens(model: Any, recipe: Recipe, texts: list[TokenSequences | None]) -> None:
+def _refuse_foreign_tokens(model: Any, recipe: Recipe, texts: Iterable[TokenSequences]) -> None:
     known = model.get_input_embeddings().weight.shape[0]
-    largest = max(int(text.input_ids.max()) for text in texts if text is not None)
+    largest = max(int(text.input_ids.max()) for text in texts)
     if largest >= known:
         raise UserError(
             f"the tokenizer of {recipe.model.source} makes the token {largest:,}, and the "

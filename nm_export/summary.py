@@ -1,5 +1,6 @@
 """What a run did, in one screen."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ class Summary:
 
     Attributes:
         folder: what was written.
-        plan: which linears are pruned.
+        plan: which linears are pruned; None if the folder was there already.
         perplexity: `dense`, `sparse` and `ratio` on held-out text, or None.
         verification: what was checked, or None.
         seconds: duration of each stage.
@@ -29,14 +30,33 @@ class Summary:
     """
 
     folder: Path
-    plan: Plan
+    plan: Plan | None
     perplexity: dict[str, Any] | None
     verification: VerificationReport | None
     seconds: dict[str, float]
     peak_memory: int
     published: Publication | None = None
 
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Summary":
+        """Return what was found out when `folder` was made."""
+        numbers = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
+        report = numbers["verification"]
+        return cls(
+            folder,
+            None,
+            numbers["perplexity"],
+            VerificationReport.from_dict(report) if report else None,
+            numbers["seconds"],
+            numbers["peak_memory_bytes"],
+        )
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        if self.plan is None:
+            yield (
+                f"{self.folder} is what this recipe gives, every file as it was written: nothing was done. "
+                "(--overwrite makes it again.)\n"
+            )
         facts = Table.grid(padding=(0, 2))
         for label, value in self._facts():
             facts.add_row(f"[bold]{label}[/bold]", value)
@@ -73,12 +93,13 @@ class Summary:
         yield "Written", f"{self.folder} ({_size(total)}" + (f", {_size(onnx)} of it ONNX)" if onnx else ")")
         if self.published:
             yield "Published", str(self.published)
-        plan = self.plan
-        yield (
-            "Sparsity",
-            f"{len(plan.pruned)} of {len(plan.linears)} decoder linears, {plan.pruned_share:.1%} of their MACs; "
-            f"{plan.saved_share:.1%} need not be computed",
-        )
+        if self.plan is not None:
+            plan = self.plan
+            yield (
+                "Sparsity",
+                f"{len(plan.pruned)} of {len(plan.linears)} decoder linears, {plan.pruned_share:.1%} of their MACs; "
+                f"{plan.saved_share:.1%} need not be computed",
+            )
         if self.perplexity:
             p = self.perplexity
             yield (

@@ -3,6 +3,19 @@
 import importlib.metadata
 from collections.abc import Iterable
 
+RECORDED = (
+    "nm_export",
+    "torch",
+    "transformers",
+    "safetensors",
+    "tokenizers",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-genai",
+    "onnxscript",
+)
+"""Packages whose versions decide what a run writes."""
+
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the version of each package by its distribution's name; one that is not installed is left out."""

@@ -28,3 +28,9 @@ class LearningReport:
                 for name, (before, after, kept) in self.held_out.items()
             },
         }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "LearningReport":
+        """Make it again from what `to_dict` returned."""
+        held_out = {name: (part["before"], part["after"], part["kept"]) for name, part in values["held_out"].items()}
+        return cls(values["mode"], values["losses"], held_out)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nm_export.errors import UserError
+from nm_export.whole_file import sync
 
 
 @contextmanager
@@ -31,21 +32,36 @@ def replacing(target: Path, *, overwrite: bool) -> Iterator[Path]:
         _remove_leftovers(target)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-{os.getpid()}-", dir=target.parent))
     except OSError as error:
-        raise UserError(
-            f"{target.parent} cannot be written ({error.strerror}); choose another --output-dir."
-        ) from error
+        raise cannot_be_written(target, error) from error
     try:
         yield partial
-        _make_readable(partial)
-        if target.exists():
-            retired = partial.with_name(f"{partial.name}-old")
-            target.rename(retired)
-            partial.rename(target)
-            shutil.rmtree(retired)
-        else:
-            partial.rename(target)
+        move_into_place(partial, target, partial.with_name(f"{partial.name}-old"))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def move_into_place(folder: Path, target: Path, retired: Path) -> None:
+    """Give a finished folder its final name; what was there is called `retired` for a moment, and then removed.
+
+    Whoever finds `retired` and no `target` gives it its name back.
+
+    Args:
+        folder: on the disk to the last byte afterwards, and readable as any other.
+        target: its name to be.
+        retired: a free name on the same file system.
+    """
+    _make_readable(folder)
+    sync((*folder.rglob("*"), folder))
+    if target.exists():
+        target.rename(retired)
+    folder.rename(target)
+    sync([target.parent])
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def cannot_be_written(target: Path, error: OSError) -> UserError:
+    """The sentence about a place where nothing can be written."""
+    return UserError(f"{target.parent} cannot be written ({error.strerror}); choose another --output-dir.")
 
 
 def _make_readable(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from nm_export.calibration.documents import BUILTIN
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.text import load_text
+from nm_export.digests import digest
 from nm_export.errors import UserError
 from nm_export.evaluation import (
     Estimate,
@@ -32,7 +33,7 @@ from nm_export.preparation import Prepared, prepare
 from nm_export.recipe import CalibrationSection, EvaluationSection, ModelSection
 from nm_export.results.measured import Facts, Measured
 from nm_export.results.rows import Row
-from nm_export.results.store import Store, code_digest, digest
+from nm_export.results.store import Store, code_digest
 from nm_export.sources import load_model
 from nm_export.stages import Stages
 from nm_export.versions import installed_versions

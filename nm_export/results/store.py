@@ -2,12 +2,12 @@
 
 import ast
 import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import nm_export
+from nm_export.digests import digest
 from nm_export.whole_file import write_whole
 
 _PACKAGE = Path(nm_export.__file__).parent
@@ -39,11 +39,6 @@ class Store:
 
     def _path(self, name: str, key: str) -> Path:
         return self.folder / f"{name}-{key[:16]}.json"
-
-
-def digest(content: Any) -> str:
-    """SHA-256 of JSON values; of anything else among them, its text."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 @functools.cache

@@ -10,7 +10,8 @@ from nm_export.recipe import ModelSection
 from nm_export.sources.errors import SourceUnavailableError
 
 CONFIG_FILES = ["config.json", "*.py"]
-MODEL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py", "*.safetensors"]
+SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+MODEL_FILES = [*SMALL_FILES, "*.safetensors"]
 DUPLICATES = ["consolidated*", "original/*", "onnx/*"]
 """The same weights in other formats, some as large as the model itself."""
 

