@@ -12,9 +12,10 @@ constexpr size_t kCacheLine = 64;
 // equal at 8 tokens, for weights of 32 and of 16 bits.
 constexpr size_t kFewTokens = 8;
 
-// Columns of a task. A row should be read in pieces of half a page or more, or the memory does not deliver. By tiles,
-// the weights of a block of channels stay in the second-level cache, which the sums of a task's tokens pass through.
-constexpr size_t kRowColumns = 2048;
+// Columns of a task. A row should be read in pieces as long as can be, or the memory does not deliver: of float32 rows of
+// 14,336 numbers 7,168 at once took a sixth less time than 2,048. By tiles, the weights of a block of channels stay in
+// the second-level cache, which the sums of a task's tokens pass through.
+constexpr size_t kRowColumns = 8192;
 constexpr size_t kTileTaskColumns = 1024;
 constexpr size_t kTileTaskTokens = 256;
 constexpr size_t kFewestTileTaskTokens = 32;
