@@ -11,7 +11,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def is_larger_than_memory(model: Any) -> bool:
     """Whether a model's weights, mapped files included, would not stay in half of the memory that is available."""
-    return weight_bytes(model) > _SHARE * available_bytes()
+    return not fits(weight_bytes(model))
+
+
+def fits(size: int) -> bool:
+    """Whether so many bytes are at most half of the memory that is available."""
+    return size <= _SHARE * available_bytes()
 
 
 def weight_bytes(model: Any) -> int:

@@ -236,7 +236,8 @@ def _allocate(
     sparsity = recipe.sparsity
     assert sparsity.budget is not None
     sparse = NMSparseForCausalLM.from_dense(model, plan.sparsity())
-    calibrate(sparse, text.input_ids, recipe.calibration.batch_size)
+    by_block = recipe.calibration.block_by_block
+    calibrate(sparse, text.input_ids, recipe.calibration.batch_size, block_by_block=by_block)
     length = min(ALLOCATION_WINDOW, text.input_ids.shape[1])
     windows = text.input_ids[:ALLOCATION_WINDOWS, :length]
     damages = measure_damage(sparse, windows, sparsity.budget_patterns or (sparsity.pattern,))

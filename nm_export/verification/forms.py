@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nm_export.errors import NMExportError
 from nm_export.evaluation import Divergence, divergence, torch_logits
+from nm_export.memory import fits
 from nm_export.modeling.modeling_nm_sparse import plain_torch
 from nm_export.verification.floor import rounding_floor
 from nm_export.verification.modules import ModuleRecord, capture_inputs, check_modules, record_modules
@@ -79,13 +80,16 @@ def _verify_graph(
 
     path = folder / "onnx" / "model.onnx"
     if stored_format(path) is None:
+        if model.dtype != torch.float32:
+            with plain_torch():
+                expected = record_modules(model, inputs, widened=True)
         report.floor = rounding_floor(model, sequences)
         _verify_onnx(report, folder, model, sequences, inputs, expected, output_tolerance)
         _judge(report, divergence_factor)
         return
     with stored_weights_in(model, path), float_inputs(folder) as exact:
         with plain_torch():
-            expected = record_modules(model, inputs)
+            expected = record_modules(model, inputs, widened=True)
         report.floor = rounding_floor(model, sequences)
         _verify_onnx(report, exact, model, sequences, inputs, expected, output_tolerance)
     _judge(report, divergence_factor)
@@ -109,7 +113,12 @@ def _verify_onnx(
     expected_tokens = _greedy(model, prompt)
     for backend, library in _LIBRARY.items():
         both = [
-            run_probe(path, library=library, inputs={name: x[:, start:].float().numpy() for name, x in inputs.items()})
+            run_probe(
+                path,
+                {name: x[:, start:].float().numpy() for name, x in inputs.items()},
+                library=library,
+                session_options=_session_options(path),
+            )
             for start in (0, -1)  # all tokens at once, then the last alone, as in decoding
         ]
         records = {
@@ -120,13 +129,27 @@ def _verify_onnx(
             for name in inputs
         }
         report.modules[backend] = check_modules(backend, expected, records, output_tolerance)
-        # one session at a time: each holds a packed copy of the weights
-        ort = NMSparseORTModelForCausalLM.from_pretrained(folder, library=library, spinning=False)
+        # one session at a time: each holds a packed copy of the weights, where there is room
+        ort = NMSparseORTModelForCausalLM.from_pretrained(
+            folder, library=library, session_options=_session_options(path), spinning=False
+        )
         results = divergence(reference, {backend: torch_logits(ort)}, sequences, f"Verifying, {backend}")
         report.end_to_end[backend] = results[backend]
         equal = (_greedy(ort, prompt) == expected_tokens).long().cumprod(0)
         report.greedy_agreement[backend] = (int(equal.sum()), len(expected_tokens))
         del ort
+
+
+def _session_options(path: Path) -> Any:
+    """Options of a session that leaves the weights in their file if a packed copy of them would not fit into memory."""
+    from onnxruntime import SessionOptions
+
+    from nm_export.onnx.session import data_path
+
+    options = SessionOptions()
+    if not fits(data_path(path).stat().st_size):
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    return options
 
 
 def _judge(report: VerificationReport, factor: float) -> None:

@@ -1,5 +1,6 @@
 """Per-module agreement: kept channels equal exactly, outputs to rounding."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nm_export.errors import NMExportError
+from nm_export.modeling.modeling_nm_sparse import NMSparseLinear
 from nm_export.verification.report import ModuleCheck
 
 
@@ -40,17 +42,34 @@ def capture_inputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
     return inputs
 
 
-def record_modules(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, ModuleRecord]:
-    """Feed each pruned linear its input `[1, T, K]` and record what it keeps and computes."""
+def record_modules(model: Any, inputs: Mapping[str, Tensor], *, widened: bool = False) -> dict[str, ModuleRecord]:
+    """Feed each pruned linear its input `[1, T, K]` and record what it keeps and computes.
+
+    Args:
+        model: the sparse model.
+        inputs: of its pruned linears, by name.
+        widened: whether to compute in float32, as graphs do, whatever the model's dtype: a module of bfloat16 rounds
+            its outputs to three digits. One module at a time is widened.
+    """
     modules = model.nm_modules()
     records = {}
     with torch.no_grad():
         for name, x in inputs.items():
-            calls = (x, x[:, -1:])
-            kept = torch.cat([modules[name].prune(call)[0] != 0 for call in calls], dim=1)
-            output = torch.cat([modules[name](call) for call in calls], dim=1)
+            module = _widened(modules[name]) if widened else modules[name]
+            calls = (x.float(), x[:, -1:].float()) if widened else (x, x[:, -1:])
+            kept = torch.cat([module.prune(call)[0] != 0 for call in calls], dim=1)
+            output = torch.cat([module(call) for call in calls], dim=1)
             records[name] = ModuleRecord(kept.cpu(), output.cpu())
     return records
+
+
+def _widened(module: NMSparseLinear) -> NMSparseLinear:
+    twin = copy.copy(module)
+    twin._parameters = {
+        name: p if p is None else torch.nn.Parameter(p.detach().float(), requires_grad=False)
+        for name, p in module._parameters.items()
+    }
+    return twin
 
 
 def check_modules(

@@ -23,15 +23,6 @@ ACCELERATE += ["--mixed_precision=no", "--dynamo_backend=no", "--num_processes=2
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-@pytest.fixture
-def one_thread():
-    """Compute here as the launched processes do: sums are split by threads, so that bit-equality needs as many."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def launch(launcher, *words, cwd=ROOT):
     """Run to the end; a deadlock fails."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -46,7 +37,7 @@ def test_a_process_that_was_started_alone_is_alone(monkeypatch):
     assert launched_processes() == Processes()
 
 
-def test_two_processes_find_what_one_finds(tmp_path, one_thread):
+def test_two_processes_find_what_one_finds(tmp_path):
     done = launch(ACCELERATE, ROOT / "tests" / "calibration" / "launched.py", tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
@@ -72,7 +63,7 @@ def test_an_error_in_one_process_ends_the_launch():
     assert "RuntimeError: out of luck" in done.stderr
 
 
-def test_four_processes_write_the_files_of_one(tiny_source, tmp_path, one_thread):
+def test_four_processes_write_the_files_of_one(tiny_source, tmp_path):
     recipe = tiny_recipe(
         tiny_source,
         # five batches: the last round is for one process only
@@ -98,7 +89,7 @@ def test_four_processes_write_the_files_of_one(tiny_source, tmp_path, one_thread
     assert set(map(Path, different)) <= measured
 
 
-def test_the_command_writes_once_what_one_process_writes(tiny_source, tmp_path, one_thread):
+def test_the_command_writes_once_what_one_process_writes(tiny_source, tmp_path):
     recipe = tiny_recipe(
         tiny_source,
         sparsity={"score": "clact", "shift": "learned", "output_scale": True},

@@ -122,9 +122,9 @@ def run(source: Path, target: Path, settings: list[str]) -> None:
     recipe_file.write_text(
         f"model: {{source: {source}}}\n"
         "sparsity: {score: smoothquant, shift: static_channel}\n"
-        "calibration: {num_samples: 16, sequence_length: 128}\n"
-        "evaluation: {num_samples: 2, sequence_length: 128}\n"
-        "verify: {num_tokens: 64}\n"
+        "calibration: {num_samples: 8, sequence_length: 128, block_by_block: true}\n"
+        "evaluation: {num_samples: 1, sequence_length: 128}\n"
+        "verify: {num_tokens: 32}\n"
     )
     recipe = load_recipe(recipe_file, settings)
     start = time.monotonic()

@@ -6,7 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
+
+from nm_export import pipeline
+from nm_export.calibration.blocks import BlockCalls
+from tests.conftest import MIXED
+from tests.tiny_folder import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,3 +35,32 @@ def test_the_road_needs_a_small_part_of_the_weights(tmp_path):
     assert {"load", "calibrate", "write", "onnx"} <= grown.keys()
     # 15 % here; one weight in float32 would add 20 %
     assert max(grown.values()) < 0.3 * found["weights"], grown
+
+
+def test_a_model_larger_than_memory_becomes_the_same_files(tiny_source, tmp_path, monkeypatch):
+    """Of bfloat16, as large models are: graphs compute in float32, and are compared with linears in float32."""
+    statistics = [*MIXED["overrides"], {"modules": "*.gate_proj", "score": "clact", "shift": "static_channel"}]
+    recipe = tiny_recipe(tiny_source, model={"dtype": "bfloat16"}, sparsity={**MIXED, "overrides": statistics})
+    pipeline.run(recipe, output_dir=tmp_path / "enough")
+    unpacked, options = [], onnxruntime.SessionOptions.add_session_config_entry
+
+    def note(self, key, value):
+        unpacked.append(key == "session.disable_prepacking")
+        options(self, key, value)
+
+    monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", note)
+    monkeypatch.setattr("nm_export.memory.available_bytes", lambda: 0)
+    by_block = []
+    start = BlockCalls.__init__
+    monkeypatch.setattr(BlockCalls, "__init__", lambda *args: (by_block.append(True), start(*args))[1])
+    summary = pipeline.run(recipe, output_dir=tmp_path / "short")
+    assert by_block == [True]
+    assert sum(unpacked) == 7  # the dense graph; with each backend, two probes and a model
+    assert summary.verification.modules["onnx_kernel"].largest_error < 1e-5
+    one, other = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "enough", tmp_path / "short")
+    )
+    assert one.keys() == other.keys()
+    different = {str(name) for name in one if one[name] != other[name]}
+    assert different <= {"measurements.json", "README.md"}
