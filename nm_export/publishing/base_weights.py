@@ -20,9 +20,10 @@ from nm_export.errors import UserError
 from nm_export.modeling.reference_nm_sparse import file_sha256
 from nm_export.recipe import ModelSection
 from nm_export.sources import resolve_source
-from nm_export.sources.checkpoint import weight_files
+from nm_export.sources.checkpoint import stored_tensors, weight_files
 from nm_export.sources.hub import fetch_model
 
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _INDEX = "model.safetensors.index.json"
 _NEW_FILES = "nm_parameters{suffix}.safetensors"
 _NEW_INDEX = "nm_parameters.safetensors.index.json"
@@ -55,21 +56,23 @@ def check_source(section: ModelSection) -> None:
             f"{source.describe()} has none (its weights are unpacked from GGUF); use publish.weights: full."
         )
     if source.path is not None:
-        weight_files(source.path, source.describe())
+        _check_dtype(section, weight_files(source.path, source.describe()))
 
 
 def find_base_weights(section: ModelSection) -> BaseWeights:
     """Return the weight files of a model section, fetched if they are on the Hub.
 
     Raises:
-        UserError: it has no safetensors files, or cannot be had.
+        UserError: it has no safetensors files, or none that its dtype does not round, or cannot be had.
     """
     check_source(section)
     source = resolve_source(section)
     folder = fetch_model(section) if source.path is None else source.path
     # a snapshot's folder is called like its commit
     place = {"folder": str(folder)} if source.path else {"repo_id": section.source, "revision": folder.name}
-    return BaseWeights(place, folder, tuple(file.name for file in weight_files(folder, source.describe())))
+    files = weight_files(folder, source.describe())
+    _check_dtype(section, files)
+    return BaseWeights(place, folder, tuple(file.name for file in files))
 
 
 def base_weights_of(folder: Path) -> dict[str, Any] | None:
@@ -94,7 +97,7 @@ def refer(source: Path, target: Path, base: BaseWeights, max_shard_size: str) ->
     with _opened(source, full) as tensors, _opened(base.folder, base.files) as originals:
         new = {name: tensors.read(name) for name in tensors if not _is_same(tensors, originals, name)}
         if len(new) == len(tensors):
-            raise UserError(_nothing_in_common(tensors, originals, base))
+            raise UserError(f"No weight of the exported model is that of {base}; use publish.weights: full.")
         for extra in originals.keys() - tensors.keys():  # a tied weight that the base model holds under two names
             twin = next((name for name in new if name in originals and originals.equal(name, extra)), None)
             if twin is not None:
@@ -126,7 +129,7 @@ class _Tensors(Mapping[str, Any]):
         self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a dict
 
     def __getitem__(self, name: str) -> Any:
-        """The tensor, its data not read yet: with `get_shape()` and `get_dtype()`."""
+        """The tensor, its data not read yet: with `get_shape()`."""
         return self._files[name].get_slice(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -165,15 +168,17 @@ def _bits_equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
-def _nothing_in_common(tensors: _Tensors, originals: _Tensors, base: BaseWeights) -> str:
-    dtypes = {tensors[name].get_dtype() for name in tensors if ".nm_" not in name}
-    there = {originals[name].get_dtype() for name in originals}
-    if dtypes.isdisjoint(there):
-        return (
-            f"No weight can be left to {base}, which has {', '.join(sorted(there))}, while the exported model has "
-            f"{', '.join(sorted(dtypes))}; set model.dtype to auto, or publish.weights to full."
+def _check_dtype(section: ModelSection, files: Iterable[Path]) -> None:
+    if section.dtype == "auto":
+        return
+    wanted = getattr(torch, section.dtype)
+    stored = {_DTYPES[tensor.dtype] for tensor in stored_tensors(files).values() if tensor.dtype in _DTYPES}
+    if not any(torch.promote_types(dtype, wanted) == wanted for dtype in stored):
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in stored))
+        raise UserError(
+            f"publish.weights: reference leaves weights to {section.source}, whose {names} weights model.dtype "
+            f"{section.dtype} rounds, so that none is the same; set model.dtype to auto, or publish.weights to full."
         )
-    return f"No weight of the exported model is that of {base}; use publish.weights: full."
 
 
 def _described(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
