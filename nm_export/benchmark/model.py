@@ -108,10 +108,10 @@ def benchmark_model(
     repeats: int = 5,
     command: str = "",
 ) -> ModelBenchmark:
-    """Time an exported folder against a dense graph of the same weights from the same graph builder.
+    """Time an exported folder against a dense graph of the same weights from the same exporter.
 
-    Both have the precision of the folder and run in ONNX Runtime (this package's class, compiled operators) and in
-    onnxruntime-genai, on random tokens: speed does not depend on the text.
+    Both have the precision of the folder and run in ONNX Runtime (this package's class, compiled operators) and, where
+    it runs them, in onnxruntime-genai, on random tokens: speed does not depend on the text.
 
     Args:
         folder: exported folder with `onnx/model.onnx`.
@@ -125,7 +125,8 @@ def benchmark_model(
     """
     folder = Path(folder).resolve()
     require("onnxruntime", "onnx")
-    require("onnxruntime_genai", "genai")
+    if _runs_in_genai(folder):
+        require("onnxruntime_genai", "genai")
     with tempfile.TemporaryDirectory(prefix="nm_export-bench-") as scratch:
         model, _, _ = load_exported(folder)
         vocabulary = int(model.config.vocab_size)
@@ -144,7 +145,7 @@ def compare_folders(
     runtimes: list[tuple[str, Callable[[Path], Any], Callable[[Any, torch.Tensor, int], list[float]]]] = [
         ("ONNX Runtime", _open_ort, _run_ort)
     ]
-    if (sparse / "onnx" / "genai_config.json").is_file():  # else a graph that onnxruntime-genai does not run
+    if _runs_in_genai(sparse):
         runtimes.append(("onnxruntime-genai", _open_genai, _run_genai))
     for runtime, open_model, run in runtimes:
         models = {form: open_model(folders[form]) for form in _FORMS}
@@ -218,6 +219,10 @@ def _run_ort(model: Any, ids: torch.Tensor, new_tokens: int) -> list[float]:
         cache, next_ids = output.past_key_values, output.logits[:, -1:].argmax(-1)
         mask = torch.cat([mask, torch.ones_like(next_ids)], dim=1)
     return seconds
+
+
+def _runs_in_genai(folder: Path) -> bool:
+    return (folder / "onnx" / "genai_config.json").is_file()
 
 
 def _open_genai(folder: Path) -> Any:

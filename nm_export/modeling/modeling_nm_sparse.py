@@ -490,6 +490,9 @@ class _NMSparse(PreTrainedModel):
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, with the files of code that reload the model."""
+        # Names of the model in memory: for some base models transformers writes older names, which it would translate
+        # back for their own model type only.
+        kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
         self.copy_code(save_directory)
 

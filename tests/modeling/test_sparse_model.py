@@ -8,10 +8,12 @@ import accelerate
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPTNeoXConfig, LlamaForCausalLM
 
 from nm_export.modeling import NMSparseForCausalLM, NMSparseLinear
-from tests.tiny_models import ARCHITECTURES, dense_model, sparse_model, token_ids
+from nm_export.plan import make_plan
+from tests.tiny_models import ARCHITECTURES, dense_model, recipe, sparse_model, token_ids
 
 RICH = {"score": "weight_norm", "shift": "dynamic_mean", "variance_correction": True}
 
@@ -146,6 +148,17 @@ def test_saved_again_after_reloading(published, tmp_path):
     assert torch.equal(logits(reload(tmp_path / "third")), logits(model))
     for name in ("modeling_nm_sparse.py", "configuration_nm_sparse.py", "config.json", "model.safetensors"):
         assert (tmp_path / "third" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_base_model_whose_checkpoint_has_older_names_reloads(tmp_path):
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64}
+    config = GPTNeoXConfig(**sizes, num_hidden_layers=1, num_attention_heads=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "dense")
+    assert "embed_out.weight" in load_file(tmp_path / "dense" / "model.safetensors")  # lm_head in memory
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
+    model = NMSparseForCausalLM.from_dense(dense, make_plan(dense, recipe(**RICH)).sparsity())
+    model.save_pretrained(tmp_path / "sparse")
+    assert torch.equal(logits(reload(tmp_path / "sparse")), logits(model))
 
 
 def test_shards(published, tmp_path):

@@ -81,8 +81,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 GENERIC: dict[str, PreTrainedConfig] = {
     # one packed linear for q, k and v; attention and MLP side by side; a quarter of each head is rotated; biases
     "gpt_neox": GPTNeoXConfig(**{**SIZES, "num_key_value_heads": 4}),
-    # norms with biases; biases of q, k and v; keys and values shared by two heads; embeddings tied
-    "stablelm": StableLmConfig(**SIZES, use_qkv_bias=True, tie_word_embeddings=True),
+    # q, k, v, gate and up read one norm; biases of q, k and v; keys and values shared by two heads; embeddings tied
+    "stablelm": StableLmConfig(**SIZES, use_parallel_residual=True, use_qkv_bias=True, tie_word_embeddings=True),
 }
 _ALL = {"output_scale": True, "output_bias": "learned", "residual_rank": 5}
 # Every kind of constant that a graph can hold.
