@@ -27,7 +27,7 @@ constexpr int kLargestValue = 127;
 constexpr float kSmallestScale = 0x1p-100f;
 constexpr int32_t kInfinityBits = 0x7f800000;
 
-// Adding it rounds numbers below 2^22 to integers, which are then the low bits.
+// Adding it rounds numbers below 2^22 to integers, which are then the low bits. Of NaN any byte results.
 constexpr float kRounder = 0x1.8p23f;
 
 // The values of one block of channels, rounded for up to kStretchBlocks blocks of columns. What it has for more blocks
@@ -116,8 +116,9 @@ class Rounder {
         const float* scale = scales[g * kQuad + i];
         int32_t integer[kStretchBlocks];
         for (size_t b = 0; b < kStretchBlocks; ++b) {
-          integer[b] = bits_of(value * scale[b] * reciprocal[b] + kRounder) - bits_of(kRounder);
-          bytes[b] |= (static_cast<uint32_t>(integer[b]) & 0xffu) << (8 * i);
+          const uint32_t byte = static_cast<uint32_t>(bits_of(value * scale[b] * reciprocal[b] + kRounder)) & 0xffu;
+          integer[b] = static_cast<int8_t>(byte);
+          bytes[b] |= byte << (8 * i);
         }
         if (weight_.zero_points == nullptr) {
           for (size_t b = 0; b < kStretchBlocks; ++b) zero[b] += integer[b];

@@ -141,6 +141,27 @@ typename Lanes::Int drop_last_equals(const typename Lanes::Int* channel, int fir
   return bits;
 }
 
+// The keeps of a block whose keys lie as in memory, for an instruction set that compares to bits: those that are not
+// below the threshold of their group. False if a group keeps more than n of them.
+template <class Lanes, int kM>
+bool keep_rows_at_least(const int32_t* keys, typename Lanes::Int threshold, int n, KeepBits& keep) {
+  constexpr int kVectorsPerWord = 64 / Lanes::kWidth;
+  alignas(64) int32_t of_group[Lanes::kWidth];
+  Lanes::store_int(of_group, threshold);
+  int kept = 0;
+  for (int first = 0; first < kM; first += kVectorsPerWord) {
+    uint64_t word = 0;
+    for (int v = first; v < first + kVectorsPerWord && v < kM; ++v) {
+      const auto limit = Lanes::template of_groups<kM>(of_group, v);
+      const uint64_t bits = Lanes::at_least(Lanes::load_int(keys + v * Lanes::kWidth), limit);
+      word |= bits << ((v - first) * Lanes::kWidth);
+    }
+    kept += Lanes::count_bits(word);
+    keep.words[first / kVectorsPerWord] = word;
+  }
+  return kept == n * Lanes::kWidth;
+}
+
 // The keeps of one block, for m = 4, 8, 16 or 32. `keys` holds kWidth groups one after the other.
 template <class Lanes, int kM>
 void select_block(const int32_t* keys, const Pattern& pattern, KeepBits& keep) {
@@ -149,6 +170,9 @@ void select_block(const int32_t* keys, const Pattern& pattern, KeepBits& keep) {
   for (int c = 0; c < kM; c += 4) Lanes::load_four_channels(keys + c, kM, channel + c);
   const Int threshold =
       pattern.n * 2 == kM ? unrolled_threshold<Lanes, kM / 2, kM>(channel) : any_threshold<Lanes>(channel, kM, pattern);
+  if constexpr (Lanes::kComparesToBits) {
+    if (keep_rows_at_least<Lanes, kM>(keys, threshold, pattern.n, keep)) return;
+  }
   Int excess = Lanes::broadcast_int(-pattern.n);
   Int bits = keep_at_least<Lanes>(channel, 0, kM, threshold, excess);
   if (Lanes::any_positive(excess)) bits = drop_last_equals<Lanes>(channel, 0, kM, threshold, bits, excess);

@@ -48,6 +48,7 @@ struct Avx2Lanes {
   }
   static Int max(Int a, Int b) { return _mm256_max_epi32(a, b); }
   static Int min(Int a, Int b) { return _mm256_min_epi32(a, b); }
+  static constexpr bool kComparesToBits = false;
   static Mask greater(Int a, Int b) { return _mm256_cmpgt_epi32(a, b); }
   static Mask equal(Int a, Int b) { return _mm256_cmpeq_epi32(a, b); }
   static Mask both(Mask a, Mask b) { return _mm256_and_si256(a, b); }

@@ -51,6 +51,17 @@ struct Avx512Lanes {
   }
   static Int max(Int a, Int b) { return _mm512_max_epi32(a, b); }
   static Int min(Int a, Int b) { return _mm512_min_epi32(a, b); }
+  static constexpr bool kComparesToBits = true;
+  static uint32_t at_least(Int a, Int b) { return _mm512_cmpge_epi32_mask(a, b); }
+  static int count_bits(uint64_t word) { return static_cast<int>(_mm_popcnt_u64(word)); }
+  // What belongs to the groups of vector `v` of a block of groups of kM, one number for each channel.
+  template <int kM>
+  static Int of_groups(const int32_t* numbers, int v) {
+    if (kM >= kWidth) return broadcast_int(numbers[v * kWidth / kM]);
+    const Int channel = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const Int group = _mm512_add_epi32(_mm512_srli_epi32(channel, kM == 4 ? 2 : 3), broadcast_int(v * kWidth / kM));
+    return _mm512_permutexvar_epi32(group, load_int(numbers));
+  }
   static Mask greater(Int a, Int b) { return _mm512_cmpgt_epi32_mask(a, b); }
   static Mask equal(Int a, Int b) { return _mm512_cmpeq_epi32_mask(a, b); }
   static Mask both(Mask a, Mask b) { return _kand_mask16(a, b); }

@@ -43,6 +43,7 @@ struct NeonLanes {
   }
   static Int max(Int a, Int b) { return vmaxq_s32(a, b); }
   static Int min(Int a, Int b) { return vminq_s32(a, b); }
+  static constexpr bool kComparesToBits = false;
   static Mask greater(Int a, Int b) { return vcgtq_s32(a, b); }
   static Mask equal(Int a, Int b) { return vceqq_s32(a, b); }
   static Mask both(Mask a, Mask b) { return vandq_u32(a, b); }

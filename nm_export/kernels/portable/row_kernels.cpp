@@ -83,6 +83,7 @@ struct PortableLanes {
   static Int min(const Int& a, const Int& b) {
     return each([&](int i) { return a.at[i] < b.at[i] ? a.at[i] : b.at[i]; });
   }
+  static constexpr bool kComparesToBits = false;
   static Mask greater(const Int& a, const Int& b) {
     return each([&](int i) { return -static_cast<int32_t>(a.at[i] > b.at[i]); });
   }
