@@ -91,13 +91,14 @@ def refer(source: Path, target: Path, base: BaseWeights, max_shard_size: str) ->
         max_shard_size: largest safetensors file.
 
     Raises:
-        UserError: no weight is the base model's.
+        UserError: no weight is the base model's, or its files hold weights in another form.
     """
     full = [file.name for file in weight_files(source, str(source))]
     with _opened(source, full) as tensors, _opened(base.folder, base.files) as originals:
         new = {name: tensors.read(name) for name in tensors if not _is_same(tensors, originals, name)}
         if len(new) == len(tensors):
             raise UserError(f"No weight of the exported model is that of {base}; use publish.weights: full.")
+        _check_names(tensors, originals, new, base)
         for extra in originals.keys() - tensors.keys():  # a tied weight that the base model holds under two names
             twin = next((name for name in new if name in originals and originals.equal(name, extra)), None)
             if twin is not None:
@@ -154,14 +155,29 @@ def _opened(folder: Path, names: Iterable[str]) -> Iterator[_Tensors]:
         yield _Tensors([stack.enter_context(safe_open(folder / name, framework="pt")) for name in names])
 
 
-def _is_same(tensors: _Tensors, originals: _Tensors, name: str) -> bool:
+def _is_same(tensors: _Tensors, originals: _Tensors, name: str, original: str | None = None) -> bool:
     """Whether the base model's tensor, loaded in any dtype, gives what the full model's gives."""
-    if name not in originals or tensors[name].get_shape() != originals[name].get_shape():
+    original = original or name
+    if original not in originals or tensors[name].get_shape() != originals[original].get_shape():
         return False
-    tensor, original = tensors.read(name), originals.read(name)
-    if torch.promote_types(tensor.dtype, original.dtype) != tensor.dtype:  # rounded once already, when it was exported
+    ours, theirs = tensors.read(name), originals.read(original)
+    if torch.promote_types(ours.dtype, theirs.dtype) != ours.dtype:  # rounded once already, when it was exported
         return False
-    return _bits_equal(tensor, original.to(tensor.dtype))
+    return _bits_equal(ours, theirs.to(ours.dtype))
+
+
+def _check_names(tensors: _Tensors, originals: _Tensors, new: Iterable[str], base: BaseWeights) -> None:
+    """Raise a UserError if loading would make further tensors, in the place of new ones, of those of the base model.
+
+    A tensor with another name is harmless; what transformers joins from several, such as experts, is not.
+    """
+    renamed = [name for name in new if name not in originals and ".nm_" not in name]
+    for extra in originals.keys() - tensors.keys() if renamed else ():
+        if not any(_is_same(tensors, originals, name, extra) for name in renamed):
+            raise UserError(
+                f"The files of {base} hold {extra} where the model has other weights ({renamed[0]}), so that they "
+                "cannot be referred to; use publish.weights: full."
+            )
 
 
 def _bits_equal(a: Tensor, b: Tensor) -> bool:

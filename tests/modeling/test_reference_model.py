@@ -6,12 +6,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GPTNeoXConfig, MixtralConfig
 from transformers.dynamic_module_utils import get_imports
 
+from nm_export.errors import UserError
 from nm_export.modeling import NMSparseForCausalLM
+from nm_export.plan import make_plan
 from nm_export.publishing.base_weights import BaseWeights, refer
-from tests.tiny_models import ARCHITECTURES, dense_model, sparse_model, token_ids
+from tests.tiny_models import ARCHITECTURES, dense_model, recipe, sparse_model, token_ids
 
 RICH = {"score": "weight_norm", "shift": "dynamic_mean", "variance_correction": True}
 
@@ -186,6 +188,44 @@ def test_only_dtypes_that_lose_nothing_are_left_to_the_base_model(tmp_path):
     full, small = load(tmp_path / "full"), load(tmp_path / "small")
     assert small.dtype == torch.float32
     assert torch.equal(logits(small), logits(full))
+
+
+TINY = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
+
+
+def written_as_of_old(config, root, **sparsity):
+    """A base model whose files keep older names, beside the sparse model."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(root / "base")
+    model = NMSparseForCausalLM.from_dense(model, make_plan(model, recipe(**sparsity)).sparsity())
+    model.save_pretrained(root / "small")
+    refer(
+        root / "small",
+        root / "small",
+        BaseWeights({"folder": "../base"}, root / "base", ("model.safetensors",)),
+        "5GB",
+    )
+    return model
+
+
+def test_a_weight_with_an_older_name(tmp_path):
+    config = GPTNeoXConfig(**TINY)
+    model = written_as_of_old(config, tmp_path, targets="*.dense")
+    assert set(new_tensors(tmp_path / "small")) == {"lm_head.weight"}  # embed_out.weight in the base model's file
+    assert torch.equal(logits(load(tmp_path / "small")), logits(model))
+
+
+def test_experts_that_are_joined_when_they_are_loaded(tmp_path):
+    config = MixtralConfig(**TINY, num_key_value_heads=2, num_local_experts=2)
+    with pytest.raises(UserError, match=r"hold model\.layers\.0\..*where the model has other weights \(.*experts"):
+        written_as_of_old(config, tmp_path, targets="*.q_proj")
 
 
 @pytest.fixture
