@@ -516,6 +516,33 @@ def evaluate(
 
 
 @app.command()
+def card(
+    folder: Folder,
+    evaluation: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A file of nm-export evaluate FOLDER --json; may be repeated."),
+    ] = None,
+    bench: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A file of nm-export bench FOLDER --json; may be repeated."),
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write README.md, its pictures and report.html of FOLDER again, with further measurements.
+
+    What is given takes the place of what the folder has of that sort; nothing is computed again.
+
+    [bold]Example[/bold]
+
+      nm-export card output/smollm2-135m-8of16 --evaluation scores.json --bench bench.json
+    """
+    with explained(verbose):
+        from nm_export.card import refresh_card
+
+        typer.echo(f"Wrote {refresh_card(folder, evaluations=evaluation or (), speeds=bench or ())}.")
+
+
+@app.command()
 def enable_genai(
     folder: Folder,
     off: Annotated[bool, typer.Option("--off", help="Undo it: publish the folder without.")] = False,

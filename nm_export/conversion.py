@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 
+from nm_export.card import refresh_card
 from nm_export.errors import NMExportError, UserError
 from nm_export.loading import check_exported, load_exported
 from nm_export.modeling import NMSparseForCausalLM
@@ -98,6 +99,8 @@ def convert(
             else:
                 model.save_pretrained(partial, max_shard_size=recipe.publish.max_shard_size)
                 _copy_others(folder, partial)
+            if (partial / "measurements.json").is_file():
+                refresh_card(partial)  # it says where the weights are
             _check(partial, model)
             sizes = _weight_bytes(folder), _weight_bytes(partial)
     return Conversion(target, str(found) if found else None, *sizes)

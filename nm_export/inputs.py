@@ -21,6 +21,8 @@ _READ = {
     "onnx": ("model", "sparsity", "onnx"),
     "verify": ("model", "verify", "held-out text"),
     "evaluate": ("model", "held-out text"),
+    "layers": ("model", "held-out text"),
+    "benchmark": ("model", "onnx", "benchmark"),
     "record": ("recipe", "calibration text", "held-out text"),
 }
 _KEYS = {"calibration": ("batch_size", "block_by_block"), "publish": ("max_shard_size", "weights")}
@@ -32,6 +34,8 @@ _AFTER = {
     "onnx": ("calibrate", "learn"),
     "verify": ("calibrate", "learn", "write", "onnx"),
     "evaluate": ("calibrate", "learn"),
+    "layers": ("calibrate", "learn"),
+    "benchmark": ("calibrate", "learn", "onnx"),
 }
 """Whose files a stage reads."""
 
@@ -92,4 +96,7 @@ def _stages(recipe: Recipe, with_onnx: bool) -> Iterator[str]:
         yield "verify"
     if recipe.held_out.enabled:
         yield "evaluate"
+        yield "layers"
+    if with_onnx and recipe.benchmark.enabled:
+        yield "benchmark"
     yield "record"

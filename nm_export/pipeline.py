@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import platform
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -10,18 +11,19 @@ from typing import Any
 
 import torch
 
+from nm_export.benchmark import benchmark_model
 from nm_export.calibration.launch import launched_processes
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.text import TokenSequences, read_sequences
+from nm_export.card import write_card
 from nm_export.digests import digest
 from nm_export.errors import UserError
-from nm_export.evaluation import perplexity, torch_logits
+from nm_export.evaluation import perplexity, score_layers, torch_logits
 from nm_export.finished import is_finished, made_by
 from nm_export.interruption import saying
 from nm_export.preparation import Material, Prepared, prepare
 from nm_export.publishing.base_on_hub import check_place
 from nm_export.publishing.base_weights import BaseWeights, find_base_weights, refer
-from nm_export.publishing.card import model_card
 from nm_export.publishing.contents import check_verified
 from nm_export.publishing.folder import check_target
 from nm_export.publishing.hub import Publication, command, find_destination, push
@@ -35,8 +37,13 @@ from nm_export.verification import VerificationReport, verify
 from nm_export.versions import RECORDED, installed_versions
 from nm_export.whole_file import write_whole
 
+logger = logging.getLogger(__name__)
+
 VERIFY_WINDOW = 64
 """Tokens in a window of held-out text on which forms are compared end to end."""
+
+LAYER_WINDOWS, LAYER_WINDOW = 2, 512
+"""Windows of held-out text, and tokens in each, on which single layers are measured."""
 
 
 def run(
@@ -162,7 +169,7 @@ def _make(
 
     once("write", "Writing the model", write)
     quantization = once("onnx", "Exporting to ONNX", onnx) if with_onnx else None
-    report = quality = None
+    report = quality = layers = speed = None
     if recipe.verify.enabled:
         ids = prepared.held_out.input_ids
         found = once(
@@ -177,23 +184,27 @@ def _make(
             lambda model: ((), perplexity(torch_logits(model), ids)),
         )
         quality = _quality(prepared.held_out, sparse, prepared.dense_perplexity)
+        layers = once(
+            "layers", "Measuring what each layer keeps", lambda model: ((), _layers(model, prepared.held_out))
+        )
+    if "benchmark" in inputs.stages:
+        speed = once(
+            "benchmark",
+            "Measuring speed beside the dense model",
+            lambda model: ((), _speed(model, folder, recipe, workspace.target.name)),
+        )
     numbers = _numbers(stages, quality, report, with_onnx)
     numbers["genai"] = (folder / "onnx" / "genai_config.json").is_file()
     numbers["quantization"] = quantization
     numbers["learning"] = prepared.learning.to_dict() if prepared.learning else None
+    numbers["layers"] = layers
+    numbers["speed"] = [speed] if speed else []
     record = _record(recipe, prepared)
     write_whole(folder / "recipe.yaml", recipe.to_yaml())
     write_whole(folder / "nm_export.json", _json(record))
     stages.keep("record", inputs.of("record", journal.entries), [folder / "recipe.yaml", folder / "nm_export.json"])
     write_whole(folder / "measurements.json", _json(numbers))
-    card = model_card(
-        name=workspace.target.name,
-        repository=repository,
-        provenance=record,
-        sparsity=json.loads((folder / "config.json").read_text(encoding="utf-8"))["sparsity"],
-        numbers=numbers,
-    )
-    write_whole(folder / "README.md", card)
+    write_card(folder, name=workspace.target.name, repository=repository)
     workspace.finish(inputs.stages)
     return Summary(workspace.target, prepared.plan, quality, report, stages.seconds, numbers["peak_memory_bytes"])
 
@@ -285,12 +296,38 @@ def _verify(folder: Path, model: Any, sequences: torch.Tensor, recipe: Recipe, w
 
 
 def _quality(held_out: TokenSequences, sparse: float, dense: float) -> dict[str, Any]:
-    windows, length = held_out.input_ids.shape
-    source = held_out.provenance
+    text = _described(held_out, held_out.input_ids)
+    return {"text": text, "sparse": sparse, "dense": dense, "ratio": sparse / dense}
+
+
+def _layers(model: Any, held_out: TokenSequences) -> dict[str, Any]:
+    windows = held_out.input_ids[:LAYER_WINDOWS, :LAYER_WINDOW]
+    return {"text": _described(held_out, windows), **score_layers(model, windows).to_dict()}
+
+
+def _described(text: TokenSequences, windows: torch.Tensor) -> str:
+    source = text.provenance
     # of a file only its name: the folders before it are the author's own
     name = Path(source["dataset"]).name if Path(source["dataset"]).exists() else source["dataset"]
-    text = f"{name} ({source['split']}), {windows} windows of {length} tokens"
-    return {"text": text, "sparse": sparse, "dense": dense, "ratio": sparse / dense}
+    return f"{name} ({source['split']}), {windows.shape[0]} windows of {windows.shape[1]} tokens"
+
+
+def _speed(model: Any, folder: Path, recipe: Recipe, title: str) -> dict[str, Any] | None:
+    """Measure, or say why not: what is missing for it fails no run."""
+    settings = recipe.benchmark
+    try:
+        measured = benchmark_model(
+            folder,
+            model=model,
+            title=title,
+            prompts=settings.prompts,
+            new_tokens=settings.new_tokens,
+            repeats=settings.repeats,
+        )
+    except UserError as error:
+        logger.warning("Speed is not measured: %s", error)
+        return None
+    return measured.to_dict()
 
 
 def _record(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:

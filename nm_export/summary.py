@@ -107,6 +107,7 @@ class Summary:
                 f"{p['sparse']:.3f} sparse, {p['dense']:.3f} dense, ratio {p['ratio']:.3f} ({p['text']})",
             )
         yield from self._verification()
+        yield "Card", f"{self.folder / 'README.md'}, and report.html beside it for a browser"
         yield "Time", f"{sum(self.seconds.values()):.0f} s, peak memory {_size(self.peak_memory)}"
 
     def _verification(self) -> Iterator[tuple[str, str]]:

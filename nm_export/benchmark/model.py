@@ -1,5 +1,7 @@
 """Prefill and decode of an exported model and of its dense twin, alternating in one process."""
 
+import json
+import os
 import statistics
 import tempfile
 import time
@@ -59,6 +61,8 @@ class ModelBenchmark(Report):
         new_tokens: made after each prompt.
         machine: where, with versions.
         command: that measures it again.
+        recipe_sha256: of the recipe of the folder that was timed, if it has one.
+        load: threads that wanted to run in the minute before, for each core; None where the system does not say.
     """
 
     title: str
@@ -68,6 +72,8 @@ class ModelBenchmark(Report):
     new_tokens: int
     machine: str
     command: str
+    recipe_sha256: str | None = None
+    load: float | None = None
 
     kind = "model"
 
@@ -103,6 +109,8 @@ class ModelBenchmark(Report):
 def benchmark_model(
     folder: str | Path,
     *,
+    model: Any = None,
+    title: str | None = None,
     prompts: Sequence[int] = DEFAULT_PROMPTS,
     new_tokens: int = 24,
     repeats: int = 5,
@@ -115,6 +123,8 @@ def benchmark_model(
 
     Args:
         folder: exported folder with `onnx/model.onnx`.
+        model: its sparse model, if that is in memory already.
+        title: what the result is called instead of by the folder's name.
         prompts: lengths of prompt, in tokens.
         new_tokens: tokens generated after each prompt.
         repeats: runs of each; the median counts.
@@ -127,13 +137,25 @@ def benchmark_model(
     require("onnxruntime", "onnx")
     if _runs_in_genai(folder):
         require("onnxruntime_genai", "genai")
+    load = os.getloadavg()[0] / available_cores() if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory(prefix="nm_export-bench-") as scratch:
-        model, _, _ = load_exported(folder)
+        if model is None:
+            model, _, _ = load_exported(folder)
         vocabulary = int(model.config.vocab_size)
         precision, dense = _dense_twin(model, folder, Path(scratch) / "dense")
         del model
         rows = compare_folders(dense, folder, vocabulary, prompts=prompts, new_tokens=new_tokens, repeats=repeats)
-    return ModelBenchmark(folder.name, precision, rows, repeats, new_tokens, describe_machine(), command)
+    return ModelBenchmark(
+        title=title or folder.name,
+        precision=precision,
+        rows=rows,
+        repeats=repeats,
+        new_tokens=new_tokens,
+        machine=describe_machine(),
+        command=command,
+        recipe_sha256=_recipe_sha256(folder),
+        load=load,
+    )
 
 
 def compare_folders(
@@ -160,6 +182,15 @@ def describe_machine() -> str:
     """Processor, cores and versions: sessions of models take all cores."""
     versions = ", ".join(f"{package} {version}" for package, version in installed_versions(_PACKAGES).items())
     return f"{processor_name()}, {available_cores()} cores; {versions}"
+
+
+def _recipe_sha256(folder: Path) -> str | None:
+    """By which a card knows its model; None for a folder that was made without a recipe."""
+    try:
+        value = json.loads((folder / "nm_export.json").read_text(encoding="utf-8"))["recipe_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(value)
 
 
 def _dense_twin(model: Any, folder: Path, target: Path) -> tuple[str, Path]:

@@ -2,6 +2,7 @@
 
 from nm_export.evaluation.estimate import Estimate
 from nm_export.evaluation.harness import TaskSuite, evaluate_tasks, load_tasks
+from nm_export.evaluation.layer_scores import LayerScore, LayerScores, score_layers
 from nm_export.evaluation.model import evaluate
 from nm_export.evaluation.quality import Divergence, divergence, perplexity, torch_logits
 from nm_export.evaluation.remembered import RememberedLogits
@@ -14,6 +15,8 @@ __all__ = [
     "Divergence",
     "Estimate",
     "Evaluation",
+    "LayerScore",
+    "LayerScores",
     "RememberedLogits",
     "TaskScore",
     "TaskSuite",
@@ -28,5 +31,6 @@ __all__ = [
     "perplexity",
     "read_windows",
     "relative_drop",
+    "score_layers",
     "torch_logits",
 ]

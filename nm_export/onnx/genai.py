@@ -16,6 +16,7 @@ from typing import Any
 from nm_export import ops
 from nm_export.errors import NMExportError, UserError
 from nm_export.onnx.extras import require
+from nm_export.onnx.repository import local_folder
 from nm_export.onnx.session import has_operators
 
 _CONFIG = "genai_config.json"
@@ -65,22 +66,25 @@ def disable_library(folder: str | Path) -> None:
         raise UserError(f"{folder} cannot be written to: {error}") from error
 
 
-def genai_model(folder: str | Path, *, library: bool | None = None) -> Any:
-    """Open a published folder as an `onnxruntime_genai.Model`, compiled if it can be, without writing to the folder.
+def genai_model(model_id: str | Path, *, library: bool | None = None, revision: str | None = None) -> Any:
+    """Open a published model as an `onnxruntime_genai.Model`, compiled if it can be, without writing to its folder.
 
     Args:
-        folder: published folder, or the folder `onnx` in it; links and read-only folders will do.
+        model_id: published folder, or the folder `onnx` in it (links and read-only folders will do), or the name of a
+            repository of the Hub.
         library: True insists on the compiled operators, False runs the function bodies, None takes what there is and
             warns when it is the slow one. A graph without operators of this package needs none.
+        revision: branch, tag or commit of the repository.
 
     Raises:
-        UserError: no genai_config.json, onnxruntime-genai is not installed, or no library although it is insisted on.
+        UserError: no such folder or repository, no genai_config.json, onnxruntime-genai is not installed, or no library
+            although it is insisted on.
         NMExportError: onnxruntime-genai refuses the folder.
     """
     require("onnxruntime_genai", "genai")
     import onnxruntime_genai
 
-    folder = _genai_folder(folder)
+    folder = _genai_folder(local_folder(model_id, revision=revision))
     source = None
     if library is not False:
         try:

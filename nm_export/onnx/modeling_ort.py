@@ -14,13 +14,13 @@ from nm_export.errors import UserError
 from nm_export.modeling.configuration_nm_sparse import NMSparseConfig
 from nm_export.onnx.cache import ConcatenatedCache, ORTCache
 from nm_export.onnx.extras import require
+from nm_export.onnx.repository import local_folder
 from nm_export.onnx.session import concatenates_cache, create_session
 
 require("optimum", "onnx")
 from optimum.modeling_base import OptimizedModel  # noqa: E402
 
 _MODEL_FILE = "model.onnx"
-_DOWNLOADED = ["*.json", "*.jinja", "*.model", "*.txt", "onnx/*"]  # of a Hub repository: all but the torch weights
 
 
 class NMSparseORTModelForCausalLM(OptimizedModel, GenerationMixin):
@@ -88,9 +88,9 @@ class NMSparseORTModelForCausalLM(OptimizedModel, GenerationMixin):
         Raises:
             UserError: no such folder or repository, or no exported graph in it.
         """
-        folder = Path(model_id)
-        if not folder.is_dir():
-            folder = _download(str(model_id), revision, local_files_only, cache_dir, token)
+        folder = local_folder(
+            model_id, revision=revision, local_files_only=local_files_only, cache_dir=cache_dir, token=token
+        )
         session = create_session(
             folder / subfolder / _MODEL_FILE,
             library=library,
@@ -216,23 +216,3 @@ def _config(folder: Path) -> PreTrainedConfig:
     fields, _ = PreTrainedConfig.get_config_dict(folder, local_files_only=True)
     config_class = NMSparseConfig if fields.get("model_type") == NMSparseConfig.model_type else AutoConfig
     return config_class.from_pretrained(folder, local_files_only=True)
-
-
-def _download(
-    repo_id: str, revision: str | None, local_files_only: bool, cache_dir: str | Path | None, token: bool | str | None
-) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(
-                repo_id,
-                revision=revision,
-                local_files_only=local_files_only,
-                cache_dir=cache_dir,
-                token=token,
-                allow_patterns=_DOWNLOADED,
-            )
-        )
-    except Exception as error:  # the Hub's client raises its own and its HTTP library's exceptions
-        raise UserError(f"{repo_id} is neither a folder nor a repository that can be loaded: {error}") from error

@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nm_export.card.loading import naming
+from nm_export.card.write import CARD, REPORT
 from nm_export.errors import UserError
 from nm_export.progress import track
 
@@ -57,9 +58,9 @@ def read_contents(folder: Path, repo_id: str) -> dict[str, File]:
             raise UserError(f"{path} is a link; publish a folder that holds its files.")
         if path.is_file():
             contents[name.as_posix()] = File(path)
-    if "README.md" in contents:
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        contents["README.md"] = File(_naming(card, repo_id).encode())
+    for page in (CARD, REPORT):
+        if page in contents:
+            contents[page] = File(naming((folder / page).read_text(encoding="utf-8"), repo_id).encode())
     return contents
 
 
@@ -109,8 +110,3 @@ def _passed(report: Any, wanted: list[str]) -> bool:
         )
     except (TypeError, KeyError, AttributeError):
         return False
-
-
-def _naming(card: str, repo_id: str) -> str:
-    loading = re.search(r'from_pretrained\("([^"]+)"', card)
-    return card.replace(f'from_pretrained("{loading[1]}"', f'from_pretrained("{repo_id}"') if loading else card

@@ -10,6 +10,7 @@ import yaml
 from pydantic import model_validator
 
 from nm_export.recipe.sections import (
+    BenchmarkSection,
     CalibrationSection,
     EvaluationSection,
     LearningSection,
@@ -49,6 +50,8 @@ class Recipe(Section):
     """The ONNX export."""
     verify: VerifySection = VerifySection()
     """The proof that every form of the model agrees."""
+    benchmark: BenchmarkSection = BenchmarkSection()
+    """Speed beside the dense model."""
     publish: PublishSection = PublishSection()
     """The repository on the Hugging Face Hub."""
     output_dir: str | None = None

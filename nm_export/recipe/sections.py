@@ -403,6 +403,23 @@ class VerifySection(Section):
     backends."""
 
 
+class BenchmarkSection(Section):
+    """Speed of the ONNX model beside a dense graph of the same weights, for the model card."""
+
+    enabled: bool = False
+    """Measure it. Where onnxruntime-genai or the compiled operators are missing, a warning says so and nothing else
+    changes."""
+
+    prompts: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 256)
+    """Lengths of prompt in tokens, which are the contexts of decoding."""
+
+    new_tokens: Annotated[int, Field(ge=1)] = 24
+    """Tokens made after each prompt."""
+
+    repeats: Annotated[int, Field(ge=1)] = 5
+    """Alternating runs of both; the median counts."""
+
+
 class PublishSection(Section):
     """The repository on the Hugging Face Hub."""
 

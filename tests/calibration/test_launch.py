@@ -84,7 +84,7 @@ def test_four_processes_write_the_files_of_one(tiny_source, tmp_path):
     assert done.returncode == 0, done.stderr
     files = [path.relative_to(alone) for path in alone.rglob("*") if path.is_file()]
     assert {path.relative_to(together) for path in together.rglob("*") if path.is_file()} == set(files)
-    measured = {Path("measurements.json"), Path("README.md")}  # times and memory
+    measured = {Path("measurements.json"), Path("README.md"), Path("report.html")}  # times, memory, the folder's name
     different = [str(path) for path in files if (alone / path).read_bytes() != (together / path).read_bytes()]
     assert set(map(Path, different)) <= measured
 
@@ -112,9 +112,9 @@ def test_the_command_writes_once_what_one_process_writes(tiny_source, tmp_path):
     assert done.stderr.count("Writing the model") == 1
     assert list(together.parent.iterdir()) == [together]  # nothing unfinished beside it
 
-    names = {path.name for path in alone.rglob("*")}
-    assert {path.name for path in together.rglob("*")} == names
-    for name in sorted(names - {"measurements.json", "README.md"}):
+    names, others = ({p.relative_to(run) for p in run.rglob("*") if p.is_file()} for run in (alone, together))
+    assert names == others
+    for name in sorted(names - {Path("measurements.json")}):
         assert (together / name).read_bytes() == (alone / name).read_bytes(), name
     measured, measured_alone = (
         json.loads((folder / "measurements.json").read_text(encoding="utf-8")) for folder in (together, alone)

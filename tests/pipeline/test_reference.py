@@ -73,7 +73,11 @@ def test_onnx_is_kept(exported, tmp_path):
     assert command("convert", exported, tmp_path / "small", "--weights", "reference").exit_code == 0
     written, before = files(tmp_path / "small"), files(exported)
     assert written.keys() ^ before.keys() == {"model.safetensors", "nm_parameters.safetensors"}
-    assert {name for name in before if name in written and before[name] != written[name]} == {"config.json"}
+    assert {name for name in before if name in written and before[name] != written[name]} == {
+        "config.json",
+        *("README.md", "report.html"),  # which say where the weights are
+    }
+    assert "they are read from the base model's folder" in (tmp_path / "small" / "README.md").read_text()
     report = json.loads(pipeline.verify_folder(tmp_path / "small"))
     assert set(report["modules"]) == {"reloaded", "onnx_kernel", "onnx_function"}
 

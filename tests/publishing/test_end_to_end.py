@@ -21,7 +21,7 @@ import json, sys
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from nm_export.errors import UserError
-from nm_export.onnx import NMSparseORTModelForCausalLM
+from nm_export.onnx import NMSparseORTModelForCausalLM, genai_model
 
 repository, folder = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(repository, trust_remote_code=True)
@@ -35,7 +35,8 @@ except UserError as error:
 onnx = NMSparseORTModelForCausalLM.from_pretrained(repository)(ids).logits
 largest = exported.abs().max().item()
 difference = (onnx - exported).abs().max().item() / largest
-print(json.dumps({"equal": torch.equal(published, exported), "onnx": difference, "broken": broken}))
+genai = genai_model(repository).type
+print(json.dumps({"equal": torch.equal(published, exported), "onnx": difference, "broken": broken, "genai": genai}))
 """
 
 
@@ -109,6 +110,7 @@ def test_published_and_loaded_in_fresh_processes(exported, environment):
     found = json.loads(loaded.stdout.splitlines()[-1])
     assert found["equal"]
     assert found["onnx"] < 1e-4
+    assert found["genai"]
     assert "user/tiny is neither a folder nor a repository that can be loaded" in found["broken"]
 
 

@@ -1,0 +1,258 @@
+"""The model card: README.md of a published repository."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from nm_export.calibration.documents import BUILTIN
+from nm_export.card.facts import Facts
+from nm_export.card.grid import make_grid
+from nm_export.card.loading import loading_section
+from nm_export.card.measured import benchmarks, speed_table, task_rows, task_table, text_rows, text_table
+from nm_export.card.metadata import card_data
+from nm_export.card.tables import counted_kinds, layers_table, schemes_table, table, text_name, verification_table
+
+_BUSY = 1.5
+"""Threads for each core above which speeds are those of something else too."""
+
+
+def card_markdown(facts: Facts, pictures: Mapping[str, str]) -> ModelCard:
+    """Return the card.
+
+    Args:
+        facts: what the folder says about itself.
+        pictures: path of each picture that there is, of `quality`, `speed` and `layers`.
+    """
+    parts = [
+        f"# {facts.name}",
+        _introduction(facts),
+        *_quality(facts, pictures),
+        *_speed(facts, pictures),
+        *_layers(facts, pictures),
+        *loading_section(facts),
+        *_done(facts),
+        *_verification(facts),
+        *_limits(facts),
+        *_origin(facts),
+    ]
+    return ModelCard(f"---\n{card_data(facts).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+
+
+def _introduction(facts: Facts) -> str:
+    macs = facts.provenance["linear_macs"]
+    base = f"[{facts.base_id}](https://huggingface.co/{facts.base_id})" if facts.base_id else facts.base_name
+    patterns = sorted({(scheme["prune"], scheme["pattern"]) for scheme in facts.sparsity["schemes"]})
+    kept = " or ".join(_kept(*pattern) for pattern in patterns)
+    rewritten = facts.sparsity["rewritten"]
+    added = f", and repairing what was dropped adds {macs['added_share']:.1%}" if macs["added_share"] else ""
+    text = (
+        f"{base} with N:M activation sparsity ([arXiv 2509.22166](https://arxiv.org/abs/2509.22166)): for every token, "
+        f"the pruned layers use only {kept}. {macs['pruned_linears']} of the decoder's {macs['linears']} linear layers "
+        f"are pruned, {macs['pruned_share']:.1%} of its linear multiply-accumulates; **{macs['saved_share']:.1%} of "
+        f"them need not be computed**{added}. "
+    )
+    if rewritten:
+        text += f"{len(rewritten)} weights differ from the base model's (`config.json` lists them under `rewritten`)."
+    else:
+        text += (
+            "All weights are the base model's own, bit for bit, and `model.set_sparsity(False)` is that model again."
+        )
+    text += _in_short(facts)
+    if not facts.numbers["verification"]:
+        text += "\n\n**This model was not verified after it was written.**"
+    return text
+
+
+def _in_short(facts: Facts) -> str:
+    """What it costs and what it brings, as far as that was measured."""
+    text = ""
+    for row in text_rows(facts.numbers)[:1]:
+        text += f"\n\nPerplexity on {row.name} is {row.sparse.value:.2f}, the dense model's {row.dense.value:.2f}"
+    ratios = [row.decode_ratio for benchmark in benchmarks(facts.numbers) for row in benchmark.rows]
+    if text and ratios:
+        span = f"{min(ratios):.2f}" if len(ratios) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f}"
+        text += f"; decoding is {span} times as fast"
+    return f"{text}." if text else ""
+
+
+def _kept(prune: str, pattern: str) -> str:
+    what = "inputs" if prune == "activations" else "weights"
+    if pattern.endswith("%"):
+        return f"{pattern} of the {what}"
+    return "{} of every {} neighbouring {}".format(*pattern.split(":"), what)
+
+
+def _quality(facts: Facts, pictures: Mapping[str, str]) -> Iterator[str]:
+    yield "## Quality"
+    texts, tasks = text_rows(facts.numbers), task_rows(facts.numbers)
+    if not texts and not tasks:
+        yield "Quality was not measured (`evaluation.enabled` was off)."
+    if texts:
+        yield text_table(texts)
+    if tasks:
+        yield task_table(tasks)
+    if "quality" in pictures:
+        yield f"![Bars: quality of the dense and of the sparse model]({pictures['quality']})"
+    notes = [f"Perplexity: {row.about}." for row in texts]
+    notes += dict.fromkeys(f"{row.about}." for row in tasks)
+    if any(row.name == BUILTIN for row in texts):
+        notes.append(f"{BUILTIN} is the language reference that comes with Python.")
+    if any(e.stderr is not None for e in [*(row.ratio for row in texts), *(row.sparse for row in tasks)]):
+        notes.append("Behind ± stands the standard error; ratios and drops are paired, on the same text and examples.")
+    if notes:
+        yield "\n".join(f"- {note}" for note in notes)
+    yield from _quantization(facts.numbers)
+
+
+def _quantization(numbers: dict[str, Any]) -> Iterator[str]:
+    report = numbers.get("quantization")
+    if report is None:
+        return
+    text = f"In the ONNX model weights of linear layers are {report['precision']}, {report['block_size']} to a scale"
+    mean = report["pruned_modules_mean"]
+    if mean is not None:
+        text += (
+            f"; in pruned layers they are {mean['error']:.2%} from the float ones on average (relative Frobenius norm; "
+            f"MatMulNBits of the same bits: {mean['matmul_nbits']:.2%})"
+        )
+    yield text + "."
+    measured = (numbers.get("verification") or {}).get("against_dense")
+    if measured:
+        rows = [[n.replace("_", " "), f"{r['perplexity']:.3f}", f"{r['kl']:.4f}"] for n, r in measured.items()]
+        yield table(["on the text of verification", "perplexity", "KL to the dense float model, nats"], rows)
+
+
+def _speed(facts: Facts, pictures: Mapping[str, str]) -> Iterator[str]:
+    yield "## Speed"
+    measured = benchmarks(facts.numbers)
+    if not measured:
+        yield (
+            "Not measured for this export. `nm-export bench FOLDER --json bench.json` measures it beside the dense "
+            "model, and `nm-export card FOLDER --bench bench.json` shows it here."
+            if facts.with_onnx
+            else "Not measured: there is no ONNX model here."
+        )
+        return
+    for benchmark in measured:
+        yield speed_table(benchmark)
+        yield (
+            f"Weights {benchmark.precision} in both; medians of {benchmark.repeats} alternating runs of "
+            f"{benchmark.new_tokens} new tokens, one sequence, compiled operators. {benchmark.machine}."
+        )
+        if benchmark.load is not None and benchmark.load > _BUSY:
+            yield (
+                f"**The machine was busy** ({benchmark.load:.1f} threads wanted each core): the ratios are of runs in "
+                "turn, the speeds themselves say little."
+            )
+    if "speed" in pictures:
+        yield f"![Bars: speed of the dense and of the sparse model]({pictures['speed']})"
+    yield ("Only the compiled operators of nm_export are fast. Without them nothing is gained over the dense model.")
+
+
+def _layers(facts: Facts, pictures: Mapping[str, str]) -> Iterator[str]:
+    layers = facts.numbers.get("layers")
+    if not layers:
+        return
+    grid = make_grid(layers)
+    if not grid.is_measured:
+        return
+    yield "## Where pruning costs"
+    if "layers" in pictures:
+        yield f"![Heat maps: retained energy and output error of every layer]({pictures['layers']})"
+    yield layers_table(grid)
+    yield (
+        "Energy kept is `|kept z|^2 / |z|^2`, where `z` is the input of a layer after its shift; output error is "
+        "`|y - y_dense| / |y_dense|`, both for the same input, so that each layer answers for itself only. A dense "
+        f"layer keeps 100 % and has an error of 0. Measured on {layers['text']}, which calibration has not seen."
+    )
+
+
+def _done(facts: Facts) -> Iterator[str]:
+    yield "## What was done"
+    yield schemes_table(facts.sparsity["schemes"])
+    layers = facts.numbers.get("layers")
+    dense = [name for name, score in layers["modules"].items() if score["state"] == "dense"] if layers else []
+    if dense:
+        yield f"Dense as before: {counted_kinds(dense)}, the embeddings and the output layer."
+    calibration = facts.recipe.calibration
+    yield (
+        f"Calibrated on {calibration.num_samples} sequences of {calibration.sequence_length} tokens of "
+        f"{text_name(calibration.dataset)} ({calibration.split})."
+    )
+    yield from _learning(facts.numbers.get("learning"))
+
+
+def _learning(report: dict[str, Any] | None) -> Iterator[str]:
+    if report is None:
+        return
+    kept = sum(part["kept"] for part in report["held_out"].values())
+    if not kept:
+        yield "Training made held-out text worse, and the starting values were kept."
+        return
+    parts = "the whole model" if report["mode"] == "end_to_end" else f"{kept} of {len(report['held_out'])} blocks"
+    yield (
+        f"Trained ({report['mode'].replace('_', ' ')}, {len(report['losses'])} steps); held-out text kept the result "
+        f"for {parts}."
+    )
+
+
+def _verification(facts: Facts) -> Iterator[str]:
+    report = facts.numbers["verification"]
+    yield "## Verification"
+    if not report:
+        yield "None: `verify.enabled` was off."
+        return
+    yield verification_table(report)
+    yield (
+        "Before anything was published, every form was compared with the calibrated model in memory, on held-out text. "
+        "In each pruned layer the channels that are kept must be the same, and the outputs equal to rounding; the "
+        "whole model may differ by little more than rounding makes it differ from itself, which the last line shows."
+    )
+    greedy = [f"{same} of {of} ({form.replace('_', ' ')})" for form, (same, of) in report["greedy_agreement"].items()]
+    if greedy:
+        yield f"Greedy tokens in common with PyTorch before the first difference: {', '.join(greedy)}."
+
+
+def _limits(facts: Facts) -> Iterator[str]:
+    yield "## Limits"
+    texts = list(dict.fromkeys(row.name for row in text_rows(facts.numbers)))
+    tasks = list(dict.fromkeys(row.task for row in task_rows(facts.numbers)))
+    measured = " and ".join([*texts, *tasks])
+    limits = [
+        f"Quality was measured on {measured} only." if measured else "Quality was not measured.",
+        "Expect free generation to suffer more than perplexity and multiple choice: these read a given text, a model "
+        "that generates reads its own, errors included. Measure the task that you want it for.",
+        "The sparsity was calibrated on one text (What was done); other languages and subjects may lose more.",
+        "Everything that limits the base model limits this one.",
+    ]
+    if facts.with_onnx:
+        limits.append("The ONNX model computes in float32 on a CPU.")
+    if any(s["score"] == "clact_noncausal" for s in facts.sparsity["schemes"]):
+        limits.append("The score clact_noncausal looks at later tokens too: perplexity is measured with hindsight.")
+    yield "\n".join(f"- {limit}" for limit in limits)
+
+
+def _origin(facts: Facts) -> Iterator[str]:
+    base = facts.provenance["base_model"]
+    yield "## Origin, recipe and licence"
+    words = [f"Base model: {facts.base_name}"]
+    words += [f"revision {base['revision']}"] if base.get("revision") else []
+    words += [f"weights {base['dtype']}"] if base.get("dtype") else []
+    licence = base.get("license_name") or base.get("license")
+    terms = f"licence: {licence}" if licence else "licence: see the base model's"
+    yield f"{', '.join(words)}; {terms}, which holds for this model too. The code is Apache-2.0."
+    versions = ", ".join(f"{package} {version}" for package, version in facts.provenance["versions"].items())
+    yield (
+        f"Made by `nm-export recipe.yaml` with {versions}. `nm_export.json` names the base model's files and the texts "
+        "by hash, `measurements.json` holds all numbers. The recipe, without what is default:"
+    )
+    recipe = facts.short_recipe.strip()
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe))])
+    yield f"{fence}yaml\n{recipe}\n{fence}"
+    yield (
+        "The repository runs code of its own (`trust_remote_code=True`). It is that of nm_export "
+        f"{facts.provenance['versions'].get('nm_export', '')}, byte for byte:"
+    )
+    yield table(["file", "SHA-256"], [[f"`{n}`", f"`{h}`"] for n, h in facts.code_sha256.items()], numbers_from=2)

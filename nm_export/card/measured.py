@@ -1,0 +1,193 @@
+"""Quality and speed out of `measurements.json`, every number beside the dense model's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nm_export.benchmark.model import ModelBenchmark
+from nm_export.card.pictures import Pair, Panel
+from nm_export.card.tables import table, text_name
+from nm_export.evaluation import Estimate
+
+_BACKENDS = {"torch": "PyTorch", "onnx": "ONNX Runtime"}
+
+
+@dataclass(frozen=True)
+class TextRow:
+    """Perplexity on one text.
+
+    Attributes:
+        name: of the text.
+        split: of the text; None if it is not known.
+        backend: what ran the sparse model; the dense one ran in PyTorch.
+        about: how much of the text, and how it was read.
+        dense: perplexity of the dense model.
+        sparse: of this one.
+        ratio: sparse over dense.
+        kl: mean KL(dense || sparse), nats, or None.
+        top1: share of equal most likely tokens, or None.
+    """
+
+    name: str
+    split: str | None
+    backend: str
+    about: str
+    dense: Estimate
+    sparse: Estimate
+    ratio: Estimate
+    kl: Estimate | None
+    top1: Estimate | None
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One metric of one task; the drop is in percent of the dense model's, and only of the main metric."""
+
+    task: str
+    metric: str
+    backend: str
+    about: str
+    dense: Estimate
+    sparse: Estimate
+    drop: Estimate | None
+
+
+def text_rows(numbers: dict[str, Any]) -> list[TextRow]:
+    """The texts on which perplexity was measured: the export's own, then those of `nm-export evaluate`."""
+    rows = []
+    own = numbers.get("perplexity")
+    if own:
+        name, _, rest = own["text"].partition(" (")
+        split, about = rest.partition(")")[0] or None, f"{own['text']}, which calibration has not seen"
+        dense, sparse, ratio = (Estimate(own[key]) for key in ("dense", "sparse", "ratio"))
+        rows.append(TextRow(name, split, _BACKENDS["torch"], about, dense, sparse, ratio, None, None))
+    for evaluation in numbers.get("evaluations", ()):
+        for text in evaluation["texts"]:
+            name = text_name(text["text"])
+            rows.append(
+                TextRow(
+                    name,
+                    text["split"],
+                    _backend(evaluation),
+                    f"{name} ({text['split']}), {text['windows']} windows of {text['window']} tokens from its start, "
+                    f"SHA-256 of the text {text['text_sha256'][:16]}",
+                    *(_estimate(text[key]) for key in ("dense_perplexity", "perplexity", "ratio")),
+                    *(_estimate(text[key]) if text[key] else None for key in ("kl", "top1_agreement")),
+                )
+            )
+    return rows
+
+
+def task_rows(numbers: dict[str, Any]) -> list[TaskRow]:
+    """The tasks that `nm-export evaluate` asked."""
+    return [
+        TaskRow(
+            task["task"],
+            metric,
+            _backend(evaluation),
+            f"{task['task']}: {task['examples']:,} of {task['available']:,} examples, {task['num_fewshot']}-shot",
+            _estimate(task["dense_metrics"][metric]),
+            _estimate(value),
+            _estimate(task["relative_drop_percent"])
+            if metric == task["main"] and task["relative_drop_percent"]
+            else None,
+        )
+        for evaluation in numbers.get("evaluations", ())
+        for task in evaluation["tasks"]
+        for metric, value in task["metrics"].items()
+    ]
+
+
+def benchmarks(numbers: dict[str, Any]) -> list[ModelBenchmark]:
+    """What `nm-export bench` measured."""
+    return [ModelBenchmark.from_dict(values) for values in numbers.get("speed") or ()]
+
+
+def text_table(rows: Sequence[TextRow]) -> str:
+    """Perplexity on all texts."""
+    header = ["perplexity", "run by", "dense", "sparse", "sparse / dense"]
+    further = any(row.kl for row in rows)
+    header += ["KL to the dense, nats", "equal top-1"] if further else []
+    cells = []
+    for row in rows:
+        line = [row.name, row.backend, row.dense.format(3), row.sparse.format(3), row.ratio.format(3)]
+        if further:
+            line += [row.kl.format(3) if row.kl else ""]
+            line += [row.top1.format(1, scale=100, unit=" %") if row.top1 else ""]
+        cells.append(line)
+    return table(header, cells, numbers_from=2)
+
+
+def task_table(rows: Sequence[TaskRow]) -> str:
+    """All tasks."""
+    cells = [
+        [
+            row.task,
+            row.metric,
+            row.backend,
+            row.dense.format(3),
+            row.sparse.format(3),
+            row.drop.format(1, unit=" %") if row.drop else "",
+        ]
+        for row in rows
+    ]
+    return table(["task", "metric", "run by", "dense", "sparse", "relative drop"], cells, numbers_from=3)
+
+
+def speed_table(benchmark: ModelBenchmark) -> str:
+    """Tokens per second of decoding and of reading the prompt."""
+    header = ["tokens per second", "prompt", "dense", "sparse", "sparse / dense"]
+    cells = []
+    for row in benchmark.rows:
+        decode, prefill = (1 / row.dense_decode, 1 / row.sparse_decode), _prefill(row)
+        for what, (dense, sparse) in (("decode", decode), ("prefill", prefill)):
+            label = f"{what}, {row.runtime}"
+            cells.append([label, str(row.prompt), f"{dense:,.1f}", f"{sparse:,.1f}", f"{sparse / dense:.2f}"])
+    return table(header, cells)
+
+
+def quality_panels(texts: Sequence[TextRow], tasks: Sequence[TaskRow]) -> list[Panel]:
+    """Bars of what was measured; only the main metrics of tasks."""
+    perplexities = [
+        Pair(f"{row.name}, {row.backend}", row.dense.value, row.sparse.value, f"x {row.ratio.value:.2f}")
+        for row in texts
+    ]
+    main = [row for row in tasks if row.drop is not None]
+    accuracies = [
+        Pair(f"{row.task}, {row.metric}, {row.backend}", 100 * row.dense.value, 100 * row.sparse.value, _drop(row.drop))
+        for row in main
+    ]
+    panels = [
+        Panel("Perplexity, lower is better", perplexities, 2),
+        Panel("Score in %, higher is better", accuracies, 1),
+    ]
+    return [panel for panel in panels if panel.pairs]
+
+
+def speed_panels(measured: Sequence[ModelBenchmark]) -> list[Panel]:
+    """Bars of what was timed."""
+    rows = [row for benchmark in measured for row in benchmark.rows]
+    decode, prefill = [], []
+    for row in rows:
+        label = f"{row.runtime}, prompt of {row.prompt}"
+        decode.append(Pair(label, 1 / row.dense_decode, 1 / row.sparse_decode, f"x {row.decode_ratio:.2f}"))
+        prefill.append(Pair(label, *_prefill(row), f"x {row.prefill_ratio:.2f}"))
+    titles = ("Decode, tokens per second, higher is better", "Prefill, tokens per second, higher is better")
+    return [Panel(title, pairs, 1) for title, pairs in zip(titles, (decode, prefill), strict=True) if pairs]
+
+
+def _prefill(row: Any) -> tuple[float, float]:
+    return row.prompt / row.dense_prefill, row.prompt / row.sparse_prefill
+
+
+def _drop(drop: Estimate | None) -> str:
+    return "" if drop is None else f"{-drop.value:+.1f} %"
+
+
+def _backend(evaluation: dict[str, Any]) -> str:
+    return _BACKENDS.get(evaluation["model"]["backend"], evaluation["model"]["backend"])
+
+
+def _estimate(values: dict[str, Any]) -> Estimate:
+    value = values["value"]
+    return Estimate(float("inf") if value is None else value, values["stderr"])
