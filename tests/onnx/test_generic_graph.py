@@ -8,7 +8,14 @@ from nm_export.errors import UserError
 from nm_export.onnx import genai_model
 from nm_export.onnx.traced_model import TracedModel
 from nm_export.verification import verify
-from tests.onnx.test_modeling_ort import LEFT, LONG, MODES, SHORT, generate, load
+from tests.onnx.test_modeling_ort import (
+    LEFT,
+    LONG,
+    MODES,
+    SHORT,
+    assert_generates_like_torch_whatever_the_rows,
+    load,
+)
 from tests.onnx.tiny import dense, sparse, tokens
 
 # a packed linear with everything that a linear can have; a tied embedding in 4 bits, its scores from a dynamic shift
@@ -51,12 +58,7 @@ def test_weights_are_stored_once_and_nothing_tells_of_this_machine(neox):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_generates_what_torch_generates_and_rows_do_not_matter(mode, neox):
-    model = load(neox)
-    together = generate(model, LEFT, mode)
-    assert torch.equal(together, generate(neox.model, LEFT, mode))
-    alone = generate(model, LONG, mode), generate(model, SHORT, mode)
-    assert torch.equal(together[: len(alone[0])], alone[0])
-    assert torch.equal(together[len(alone[0]) :, 2:], alone[1])
+    assert_generates_like_torch_whatever_the_rows(neox, mode)
 
 
 def test_padding_on_either_side_and_several_tokens_on_a_cache(neox):
