@@ -50,6 +50,16 @@ def change(folder, name, damage):
     stored.flush()
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_models_of_bfloat16_are_verified_as_strictly(precision, tiny_source, tmp_path):
+    recipe = tiny_recipe(
+        tiny_source, model={"dtype": "bfloat16"}, sparsity={"pattern": "2:4"}, onnx={"precision": precision}
+    )
+    report = pipeline.run(recipe, output_dir=tmp_path / "out").verification
+    assert report.modules["onnx_kernel"].largest_error < 1e-5
+    assert report.modules["onnx_function"].largest_error < 1e-5
+
+
 def test_what_was_measured_is_reported(exported):
     numbers = json.loads((exported / "measurements.json").read_text())
     report = numbers["verification"]
