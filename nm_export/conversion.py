@@ -15,6 +15,7 @@ from nm_export.modeling import NMSparseForCausalLM
 from nm_export.publishing.base_weights import (
     BaseWeights,
     base_weights_of,
+    bits_equal,
     find_base_weights,
     refer,
 )
@@ -131,17 +132,11 @@ def _check(folder: Path, model: Any) -> None:
     expected = model.state_dict()
     found = NMSparseForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
     for name in sorted(expected.keys() | found.keys()):
-        if not (name in expected and name in found and _bits_equal(expected[name], found[name])):
+        if not (name in expected and name in found and bits_equal(expected[name], found[name])):
             raise NMExportError(f"Conversion failed: {name} is another tensor in the new folder; nothing was written.")
     del found
     ids = torch.randint(0, model.config.vocab_size, (1, _TOKENS), generator=torch.Generator().manual_seed(0))
     verify(folder, model, ids, onnx=False)
-
-
-def _bits_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if (a.dtype, a.shape) != (b.dtype, b.shape):
-        return False
-    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
 def _weight_bytes(folder: Path) -> int:

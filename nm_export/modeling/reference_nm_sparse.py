@@ -46,6 +46,9 @@ def joined_checkpoint(place: Any, base_weights: Mapping[str, Any], options: Mapp
         OSError: a file cannot be had.
         ValueError: a file is another one than `config.json` names, or `base_weights` makes no sense.
     """
+    keys = {"files", "new_files", *(("folder",) if "folder" in base_weights else ("repo_id", "revision"))}
+    if lacking := sorted(keys - base_weights.keys()):
+        raise ValueError(f"config.json: base_weights lacks {', '.join(lacking)}.")
     own = hub_options(options)
     new = _fetch(place, base_weights["new_files"], own)
     base = _fetch_base(place, base_weights, own, options.get("base_folder"))

@@ -146,7 +146,7 @@ class _Tensors(Mapping[str, Any]):
 
     def equal(self, name: str, other: str) -> bool:
         """Whether two of them are the same."""
-        return self[name].get_shape() == self[other].get_shape() and _bits_equal(self.read(name), self.read(other))
+        return bits_equal(self.read(name), self.read(other))
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def _is_same(tensors: _Tensors, originals: _Tensors, name: str, original: str | 
     ours, theirs = tensors.read(name), originals.read(original)
     if torch.promote_types(ours.dtype, theirs.dtype) != ours.dtype:  # rounded once already, when it was exported
         return False
-    return _bits_equal(ours, theirs.to(ours.dtype))
+    return bits_equal(ours, theirs.to(ours.dtype))
 
 
 def _check_names(tensors: _Tensors, originals: _Tensors, new: Iterable[str], base: BaseWeights) -> None:
@@ -180,8 +180,11 @@ def _check_names(tensors: _Tensors, originals: _Tensors, new: Iterable[str], bas
             )
 
 
-def _bits_equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+def bits_equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same in dtype, shape and every bit; NaN may equal NaN, and 0 is not -0."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
 def _check_dtype(section: ModelSection, files: Iterable[Path]) -> None:
