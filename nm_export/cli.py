@@ -170,7 +170,11 @@ def export(
     private: Private = False,
     create_pr: CreatePR = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would happen; load no weights, write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would happen and what it would take; load no weights, write nothing. -v: every module.",
+        ),
     ] = False,
     settings: Annotated[
         list[str] | None,
@@ -564,7 +568,7 @@ def run_export(recipe: "Recipe", *, dry_run: bool, verbose: bool, **options: Any
     if dry_run:
         from nm_export.dry_run import dry_run as describe
 
-        show(describe(recipe, **options))
+        show(describe(recipe, **options, every_module=verbose))
     else:
         from nm_export import pipeline
 

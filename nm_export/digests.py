@@ -14,7 +14,7 @@ from nm_export.ops import ops_library_path
 from nm_export.versions import RECORDED, installed_versions
 
 _PACKAGE = Path(__file__).parent
-_BESIDE_THE_ROAD = ("cli.py", "dry_run.py", "summary.py", "benchmark/", "card/", "results/")
+_BESIDE_THE_ROAD = ("cli.py", "dry_run.py", "estimates/", "summary.py", "benchmark/", "card/", "results/")
 """Files that decide nothing of what a stage writes."""
 
 

@@ -5,18 +5,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM
 
+from nm_export.estimates.costs import Cost, Disk, costs, disk
+from nm_export.estimates.rates import Rates, measure_rates
+from nm_export.estimates.shapes import Shapes, find_shapes
 from nm_export.finished import made_by
-from nm_export.plan import Plan, make_plan
+from nm_export.plan import Plan
 from nm_export.publishing.base_weights import check_source
 from nm_export.publishing.folder import check_target
 from nm_export.recipe import Recipe, Scheme
-from nm_export.sources import SourceUnavailableError, load_config_only, resolve_source
+from nm_export.sources import SourceUnavailableError, resolve_source
+from nm_export.summary import size_in_words as _size
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take.
+
+    Attributes:
+        disk: what it would write.
+        costs: time and memory of its stages.
+        rates: this machine's speed, on which the times rest.
+    """
+
+    disk: Disk
+    costs: tuple[Cost, ...]
+    rates: Rates
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages together."""
+        return sum(cost.seconds for cost in self.costs)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the stage that needs most."""
+        return max(cost.memory for cost in self.costs)
 
 
 @dataclass(frozen=True)
@@ -26,31 +52,37 @@ class DryRun:
     Attributes:
         recipe: the recipe, resolved.
         target: folder that would be written.
-        plan: which linears would be pruned; None when the model's configuration could not be had.
-        dtype: dtype of the weights that would be written.
-        parameters: number of parameters, or 0.
+        shapes: of the sparse model; None when the model's configuration could not be had.
+        estimate: of a run; None likewise.
         steps: what would happen, in order.
         unchecked: what could not be found out, and why.
+        every_module: whether every linear is listed by name.
     """
 
     recipe: Recipe
     target: Path
-    plan: Plan | None
-    dtype: str
-    parameters: int
+    shapes: Shapes | None
+    estimate: Estimate | None
     steps: tuple[str, ...]
     unchecked: tuple[str, ...] = field(default=())
+    every_module: bool = False
+
+    @property
+    def plan(self) -> Plan | None:
+        """Which linears would be pruned."""
+        return self.shapes.plan if self.shapes else None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         yield f"Dry run of {self.recipe.model.source}: nothing is loaded and nothing is written."
-        if self.plan:
-            yield _table(self.plan)
-            yield (
-                f"{len(self.plan.pruned)} of {len(self.plan.linears)} decoder linears are pruned, "
-                f"{self.plan.pruned_share:.1%} of their MACs; {self.plan.saved_share:.1%} need not be computed."
-            )
+        if self.shapes:
+            yield _table(self.shapes.plan, self.every_module)
+            yield from _about_macs(self.shapes.plan)
+            yield from _about_bytes(self.shapes)
         yield "\n[bold]It would[/bold]"
         yield "\n".join(f"  {number}. {step}" for number, step in enumerate(self.steps, 1))
+        if self.estimate:
+            yield "\n[bold]It would take[/bold]"
+            yield from _about_costs(self.estimate)
         if self.unchecked:
             yield "\n[bold]It could not check[/bold]"
             yield "\n".join(f"  - {reason}" for reason in self.unchecked)
@@ -67,8 +99,23 @@ def dry_run(
     create_pr: bool = False,
     skip_onnx: bool = False,
     overwrite: bool = False,
+    every_module: bool = False,
 ) -> DryRun:
     """Resolve a recipe against its model's configuration, as far as that can be had; see `pipeline.run`.
+
+    This machine's speed is measured for a second or two, with a file of 32 MB that is removed again.
+
+    Args:
+        recipe: what a run would do.
+        output_dir: as for `pipeline.run`, as are the others but the last.
+        push_to_hub: see there.
+        repo_id: see there.
+        revision: see there.
+        private: see there.
+        create_pr: see there.
+        skip_onnx: see there.
+        overwrite: see there.
+        every_module: whether to list every linear by its name, not only their kinds.
 
     Raises:
         UserError: the recipe does not fit the model, or the output folder is in the way.
@@ -80,48 +127,45 @@ def dry_run(
         check_source(recipe.model)
         if resolve_source(recipe.model).kind == "hub":
             unchecked.append(f"whether {recipe.model.source} has safetensors files, to which weights can be left")
-    plan: Plan | None = None
-    dtype, parameters = str(recipe.model.dtype), 0
+    shapes = estimate = None
     try:
-        plan, dtype, parameters = _resolve(recipe)
+        shapes = find_shapes(recipe)
     except SourceUnavailableError as error:
         unchecked.append(f"which modules the recipe matches, and whether M divides their inputs: {error}")
+    with_onnx = recipe.onnx.enabled and not skip_onnx
+    if shapes is not None:
+        rates = measure_rates(shapes.dtype, target.parent)
+        estimate = Estimate(
+            disk(recipe, shapes, with_onnx=with_onnx), costs(recipe, shapes, rates, with_onnx=with_onnx), rates
+        )
     if push_to_hub:
         unchecked.append("whether you are logged in to the Hub and may write there: a dry run does not ask")
     steps = tuple(
-        _steps(recipe, target, plan, dtype, parameters, push_to_hub, repo_id, revision, private, create_pr, skip_onnx)
+        _steps(recipe, target, shapes, estimate, push_to_hub, repo_id, revision, private, create_pr, with_onnx)
     )
-    return DryRun(recipe, target, plan, dtype, parameters, steps, tuple(unchecked))
-
-
-def _resolve(recipe: Recipe) -> tuple[Plan, str, int]:
-    config = load_config_only(recipe.model)
-    dtype = config.dtype if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
-    dtype = dtype or torch.float32
-    with FakeTensorMode():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-        plan = make_plan(model, recipe)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-    return plan, str(dtype).removeprefix("torch."), parameters
+    return DryRun(recipe, target, shapes, estimate, steps, tuple(unchecked), every_module)
 
 
 def _steps(
     recipe: Recipe,
     target: Path,
-    plan: Plan | None,
-    dtype: str,
-    parameters: int,
+    shapes: Shapes | None,
+    estimate: Estimate | None,
     push_to_hub: bool,
     repo_id: str | None,
     revision: str | None,
     private: bool,
     create_pr: bool,
-    skip_onnx: bool,
+    with_onnx: bool,
 ) -> Iterator[str]:
     text, held_out = recipe.calibration, recipe.held_out
-    yield f"load {recipe.model.source}" + (f": {parameters / 1e6:,.0f} M parameters, {dtype}" if parameters else "")
+    yield f"load {recipe.model.source}" + (
+        f": {shapes.parameters / 1e6:,.1f} M parameters, {_dtype(shapes)}, {_size(shapes.weight_bytes)}"
+        if shapes
+        else ""
+    )
     yield (
-        f"calibrate {len(plan.pruned) if plan else 'the matching'} linears at {recipe.sparsity.pattern} on "
+        f"calibrate {len(shapes.plan.pruned) if shapes else 'the matching'} linears at {recipe.sparsity.pattern} on "
         f"{text.num_samples} x {text.sequence_length} tokens of {text.dataset}"
     )
     if recipe.sparsity.budget is not None:
@@ -135,15 +179,14 @@ def _steps(
             f"train {', '.join(learning.parameters)} ({learning.mode.replace('_', ' ')}) on {learning.epochs} x "
             f"{learning.num_samples} x {learning.sequence_length} tokens"
         )
-    size = getattr(torch, dtype).itemsize * parameters / 1e9 if parameters else 0
+    size = f": {_size(estimate.disk.safetensors)} of safetensors" if estimate else ""
     if recipe.publish.weights == "reference":
-        yield f"write {target}: new weights only; the others stay in {recipe.model.source}"
+        yield f"write {target}{size}: new weights only; the others stay in {recipe.model.source}"
     else:
-        yield f"write {target}" + (f": {size:,.2f} GB of safetensors" if size else "")
-    if recipe.onnx.enabled and not skip_onnx:
-        yield f"export it to {target}/onnx, weights of {recipe.onnx.precision}" + (
-            f": {4 * parameters / 1e9:,.2f} GB" if parameters and recipe.onnx.precision == "fp32" else ""
-        )
+        yield f"write {target}{size}"
+    if with_onnx:
+        size = f": {_size(estimate.disk.onnx)}" if estimate else ""
+        yield f"export it to {target}/onnx, weights of {recipe.onnx.precision}{size}"
     if recipe.verify.enabled:
         yield "verify that the reloaded model and ONNX Runtime keep the same channels; stop if they do not"
     if held_out.enabled:
@@ -157,25 +200,78 @@ def _steps(
         how = "as a pull request " if create_pr or recipe.publish.create_pr else ""
         where = "" if branch == "main" else f", branch {branch}"
         visibility = "private" if private else "public"
-        yield f"publish the folder {how}as {name} ({visibility}) on the Hugging Face Hub{where}"
+        size = f": {_size(estimate.disk.safetensors + estimate.disk.onnx)}" if estimate else ""
+        yield f"publish the folder {how}as {name} ({visibility}) on the Hugging Face Hub{where}{size}"
 
 
-def _table(plan: Plan) -> Table:
+def _table(plan: Plan, every_module: bool) -> Table:
+    what = "module" if every_module else "modules"
     table = Table(
-        "modules", "inputs x outputs", "pattern", "score", "shift", "variance", "phase", "share of MACs", box=None
+        what, "inputs x outputs", "pattern", "score", "shift", "variance", "phase", "outputs", "share of MACs", box=None
     )
     total = sum(linear.macs for linear in plan.linears)
     rows: dict[Any, list[int]] = {}
     for linear in plan.linears:
-        kind = linear.name.rsplit(".", 1)[-1]
-        rows.setdefault((kind, linear.in_features, linear.out_features, linear.scheme), []).append(linear.macs)
-    for (kind, inputs, outputs, scheme), macs in rows.items():
-        how = _words(scheme) if scheme else ("dense", "", "", "", "")
-        table.add_row(f"{len(macs)} {kind}", f"{inputs} x {outputs}", *how, f"{sum(macs) / total:.1%}")
+        name = linear.name if every_module else linear.name.rsplit(".", 1)[-1]
+        rows.setdefault((name, linear.in_features, linear.out_features, linear.scheme), []).append(linear.macs)
+    for (name, inputs, outputs, scheme), macs in rows.items():
+        how = _words(scheme) if scheme else ("dense", "", "", "", "", "")
+        first = name if every_module else f"{len(macs)} {name}"
+        table.add_row(first, f"{inputs} x {outputs}", *how, f"{sum(macs) / total:.1%}")
     return table
 
 
+def _about_macs(plan: Plan) -> Iterator[str]:
+    total = sum(linear.macs for linear in plan.linears)
+    saved = sum(linear.pruned_macs for linear in plan.linears)
+    yield (
+        f"{len(plan.pruned)} of {len(plan.linears)} decoder linears are pruned, {plan.pruned_share:.1%} of their MACs; "
+        f"{plan.saved_share:.1%} need not be computed ({saved / 1e6:,.1f} of {total / 1e6:,.1f} million a token)"
+        + (f", and residuals add {plan.added_share:.1%}." if plan.added_share else ".")
+    )
+
+
+def _about_bytes(shapes: Shapes) -> Iterator[str]:
+    by_dtype = ", ".join(f"{number:,} bytes of {name}" for name, number in shapes.bytes_by_dtype().items())
+    new = sum(tensor.numel for tensor in shapes.new.values())
+    yield (
+        f"In safetensors: {by_dtype}; {new:,} numbers in {len(shapes.new)} tensors of them are new. Whole file: "
+        f"{shapes.safetensors_bytes():,} bytes."
+    )
+
+
+def _about_costs(estimate: Estimate) -> Iterator[RenderableType]:
+    table = Table("stage", "time", "peak memory", box=None)
+    for cost in estimate.costs:
+        table.add_row(cost.stage, _time(cost.seconds), _size(cost.memory))
+    table.add_row("all", _time(estimate.seconds), _size(estimate.memory), style="bold")
+    yield table
+    rates = estimate.rates
+    writing = f"a disk that writes {_size(rates.write)}/s" if rates.write else "a disk that could not be tried"
+    workspace = f"; {_size(estimate.disk.workspace)} more while it runs" if estimate.disk.workspace else ""
+    yield (
+        f"Disk: {_size(estimate.disk.safetensors + estimate.disk.onnx)}{workspace}. "
+        f"Estimated for {rates.macs / 1e9:,.1f} billion MACs/s, as this machine is just now, and {writing}. "
+        "Memory counts pages of mapped files."
+    )
+
+
+def _dtype(shapes: Shapes) -> str:
+    return str(shapes.dtype).removeprefix("torch.")
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def _words(scheme: Scheme) -> tuple[str, ...]:
+    if scheme.prune == "weights":
+        return f"{scheme.pattern} of weights", "", "", "", "", ""
     score = scheme.score if scheme.score_exponent == 1 else f"{scheme.score}^{scheme.score_exponent:g}"
     variance = "corrected" if scheme.variance_correction else "as it is"
-    return scheme.pattern, score, scheme.shift, variance, scheme.phase
+    outputs = ["scale"] if scheme.output_scale else []
+    outputs += [f"{scheme.output_bias} bias"] if scheme.output_bias != "none" else []
+    outputs += [f"residual of rank {scheme.residual_rank}"] if scheme.residual_rank else []
+    return scheme.pattern, score, scheme.shift, variance, scheme.phase, ", ".join(outputs)

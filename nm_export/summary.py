@@ -90,7 +90,10 @@ class Summary:
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         onnx = sum(path.stat().st_size for path in files if path.is_relative_to(self.folder / "onnx"))
         total = sum(path.stat().st_size for path in files)
-        yield "Written", f"{self.folder} ({_size(total)}" + (f", {_size(onnx)} of it ONNX)" if onnx else ")")
+        yield (
+            "Written",
+            f"{self.folder} ({size_in_words(total)}" + (f", {size_in_words(onnx)} of it ONNX)" if onnx else ")"),
+        )
         if self.published:
             yield "Published", str(self.published)
         if self.plan is not None:
@@ -108,7 +111,7 @@ class Summary:
             )
         yield from self._verification()
         yield "Card", f"{self.folder / 'README.md'}, and report.html beside it for a browser"
-        yield "Time", f"{sum(self.seconds.values()):.0f} s, peak memory {_size(self.peak_memory)}"
+        yield "Time", f"{sum(self.seconds.values()):.0f} s, peak memory {size_in_words(self.peak_memory)}"
 
     def _verification(self) -> Iterator[tuple[str, str]]:
         report = self.verification
@@ -134,7 +137,8 @@ class Summary:
             yield "Quantized", f"perplexity on the text of verification: {', '.join(parts)}"
 
 
-def _size(number: float) -> str:
+def size_in_words(number: float) -> str:
+    """Bytes as B, kB, MB or GB."""
     for unit in ("B", "kB", "MB"):
         if number < 1000:
             return f"{number:.0f} {unit}"

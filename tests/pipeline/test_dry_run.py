@@ -5,16 +5,22 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
-from transformers import MistralConfig
+from safetensors import safe_open
+from transformers import LlamaConfig, MistralConfig
 
+from nm_export import pipeline
 from nm_export.dry_run import dry_run
 from nm_export.errors import UserError
+from nm_export.estimates.costs import costs
+from nm_export.estimates.shapes import find_shapes
 from nm_export.recipe import load_recipe
 from tests.conftest import MIXED
 from tests.pipeline.test_mistakes import Workplace
-from tests.tiny_folder import tiny_recipe
+from tests.tiny_folder import SIZES, tiny_recipe, write_tiny_folder
 
+LEARNING = {"mode": "blockwise", "parameters": ["shift"], "num_samples": 4, "sequence_length": 32}
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
@@ -38,14 +44,73 @@ def test_shapes_and_sizes(tiny_source, tmp_path):
     ):
         assert row in rows
     assert "13 of 14 decoder linears are pruned" in text_of(result)
-    assert (result.dtype, result.unchecked) == ("float32", ())
+    assert (result.shapes.dtype, result.unchecked) == (torch.float32, ())
     assert not (tmp_path / "out").exists()
+
+
+def test_bytes_are_those_of_a_run(exported, tiny_source, tmp_path):
+    """To the byte in safetensors; near in the graph, where alignment and a few constants come on top."""
+    result = dry_run(tiny_recipe(tiny_source, sparsity=MIXED), output_dir=tmp_path / "out")
+    with safe_open(exported / "model.safetensors", "pt") as file:
+        written = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert {name: tensor.shape for name, tensor in result.shapes.tensors.items()} == written
+    assert result.estimate.disk.safetensors == (exported / "model.safetensors").stat().st_size
+    data = (exported / "onnx" / "model.onnx.data").stat().st_size
+    assert 0.9 * data <= result.estimate.disk.onnx <= data
+
+
+def test_bytes_of_tied_bfloat16(tmp_path):
+    source = write_tiny_folder(tmp_path / "source", LlamaConfig(**SIZES, tie_word_embeddings=True, dtype="bfloat16"))
+    recipe = tiny_recipe(
+        source,
+        model={"dtype": "bfloat16"},
+        sparsity={"score": "weight_norm", "output_bias": "calibrated", "residual_rank": 2},
+        verify={"enabled": False},
+        evaluation={"enabled": False},
+    )
+    pipeline.run(recipe, output_dir=tmp_path / "out", skip_onnx=True)
+    result = dry_run(recipe, output_dir=tmp_path / "other", skip_onnx=True)
+    assert result.shapes.tied
+    assert result.estimate.disk.safetensors == (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert set(result.shapes.bytes_by_dtype()) == {"BF16", "F32"}
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_bytes_of_quantized_graphs(precision, tiny_source, tmp_path):
+    recipe = tiny_recipe(
+        tiny_source,
+        onnx={"precision": precision, "block_size": 16},
+        verify={"enabled": False},
+        evaluation={"enabled": False},
+    )
+    pipeline.run(recipe, output_dir=tmp_path / "out")
+    data = (tmp_path / "out" / "onnx" / "model.onnx.data").stat().st_size
+    assert dry_run(recipe, output_dir=tmp_path / "other").estimate.disk.onnx == pytest.approx(data, rel=0.25)
+
+
+def test_every_module_is_listed_when_asked_for(tiny_source, tmp_path):
+    recipe = tiny_recipe(tiny_source, sparsity=MIXED)
+    text = text_of(dry_run(recipe, output_dir=tmp_path / "out", every_module=True))
+    assert "model.layers.1.mlp.down_proj" in text
+    assert "model.layers" not in text_of(dry_run(recipe, output_dir=tmp_path / "out"))
+
+
+def test_what_a_run_would_take(tiny_source, tmp_path):
+    recipe = tiny_recipe(tiny_source, sparsity={"budget": 0.5, "shift": "learned"}, learning=LEARNING)
+    estimate = dry_run(recipe, output_dir=tmp_path / "out").estimate
+    stages = ["load", "evaluate_dense", "allocate", "calibrate", "learn", "write", "onnx", "verify", "evaluate"]
+    assert [cost.stage for cost in estimate.costs] == stages
+    assert all(cost.seconds > 0 and cost.memory > 0 for cost in estimate.costs)
+    twice = tiny_recipe(tiny_source, sparsity={"budget": 0.5, "shift": "learned"}, learning={**LEARNING, "epochs": 2})
+    more = costs(twice, find_shapes(twice), estimate.rates, with_onnx=True)
+    assert more[4].seconds == 2 * estimate.costs[4].seconds
+    assert os.listdir(tmp_path) == []  # noqa: PTH208
 
 
 def test_needs_the_configuration_only(tiny_source, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text((tiny_source / "config.json").read_text())
-    assert dry_run(tiny_recipe(tmp_path / "model")).parameters > 0
+    assert dry_run(tiny_recipe(tmp_path / "model")).shapes.parameters > 0
 
 
 def test_refuses_what_a_run_would_refuse(tiny_source, tmp_path):
@@ -94,5 +159,5 @@ def test_mistral_as_the_recipe_means_it(tmp_path):
     result = dry_run(load_recipe(RECIPES / "mistral_8of16.yaml", [f"model.source={tmp_path}"]))
     assert (len(result.plan.pruned), len(result.plan.linears)) == (4 * 32, 7 * 32)
     assert f"{result.plan.pruned_share:.0%}" == "58%"
-    assert result.dtype == "bfloat16"
-    assert result.parameters == pytest.approx(7.25e9, rel=0.01)
+    assert result.shapes.dtype == torch.bfloat16
+    assert result.shapes.parameters == pytest.approx(7.25e9, rel=0.01)
