@@ -192,8 +192,10 @@ def _steps(
     if held_out.enabled:
         yield (
             f"measure dense and sparse perplexity on {held_out.num_samples} x {held_out.sequence_length} tokens of "
-            f"{held_out.dataset} ({held_out.split})"
+            f"{held_out.dataset} ({held_out.split}), and what each layer keeps of its input"
         )
+    if recipe.benchmark.enabled and with_onnx:
+        yield f"time it beside the dense model, after prompts of {', '.join(map(str, recipe.benchmark.prompts))} tokens"
     if push_to_hub:
         name = repo_id or recipe.publish.repo_id or recipe.name
         branch = revision or recipe.publish.revision

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from typer.testing import CliRunner
 
 import nm_export.modeling
 from nm_export.card import refresh_card
@@ -17,6 +18,7 @@ from nm_export.card.facts import read_facts
 from nm_export.card.loading import naming
 from nm_export.card.markdown import card_markdown
 from nm_export.card.report import report_html
+from nm_export.cli import app
 from nm_export.errors import UserError
 
 
@@ -163,7 +165,9 @@ def test_writing_it_again_changes_no_byte(folder):
 
 def test_further_measurements(folder, tmp_path):
     scores, bench = as_file(tmp_path / "e.json", evaluation(folder)), as_file(tmp_path / "b.json", benchmark(folder))
-    refresh_card(folder, evaluations=[scores], speeds=[bench])
+    command = ["card", str(folder), "--evaluation", str(scores), "--bench", str(bench)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
     card = ModelCard.load(folder / "README.md")
     assert "| wiki.txt | ONNX Runtime | 25.000 ± 1.250 | 31.250 ± 1.500 | 1.250 ± 0.020 |" in card.text
     assert "| piqa | acc | ONNX Runtime | 0.625 ± 0.010 | 0.500 ± 0.010 | 20.0 ± 2.0 % |" in card.text
