@@ -89,7 +89,8 @@ class CodeMatrix {
   template <class Lanes>
   void prefetch_block(size_t block) const {
     Lanes::prefetch(weight_.scales + block);
-    if (Adder::kZeroPoints) Lanes::prefetch(static_cast<const uint8_t*>(weight_.zero_points) + block * Adder::kBits / 8);
+    if (!Adder::kZeroPoints) return;
+    Lanes::prefetch(static_cast<const uint8_t*>(weight_.zero_points) + block * Adder::kBits / 8);
   }
 
  private:

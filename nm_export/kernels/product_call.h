@@ -33,7 +33,8 @@ struct ProductShapes {
 
 ProductShapes product_shapes(const ProductNode& node, const ort::KernelContext* context);
 
-// y = values weight + token_shift * offset + bias, with `bias_input` as the index of bias. `may_round`: see SparseProduct.
+// y = values weight + token_shift * offset + bias, with `bias_input` as the index of bias; `may_round` is that of
+// SparseProduct.
 void multiply(const ProductNode& node, ort::KernelContext* context, const ProductShapes& shapes, const Weight& weight,
               size_t bias_input, bool may_round);
 

@@ -21,7 +21,7 @@ struct Kernel {
   WeightType type;
   int64_t block_size;
   bool symmetric;  // zero points are constants of the model, and all 0
-  bool may_round;  // values to 8 bits
+  bool may_round;  // of SparseProduct
 };
 
 WeightType weight_type_of(ort::ElementType type) {

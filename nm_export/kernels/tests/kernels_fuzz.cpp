@@ -98,7 +98,7 @@ std::vector<float> floats(Numbers& numbers, size_t count) {
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
-    for (const char* name : {"portable", "avx2", "avx512", "neon"}) {
+    for (const char* name : {"portable", "avx2", "avx512", "avx512vnni", "neon"}) {
       const InstructionSet set = find_instruction_set(name);
       if (set.kernels != nullptr) found.push_back(set);
     }
@@ -421,7 +421,7 @@ void fuzz_product(FuzzedDataProvider& data) {
     product.y = y.data();
     product.tokens = call.tokens;
     product.channels = call.channels;
-    const SparseMatMul matmul(*isa.products, product, workers, call_buffers);
+    const SparseMatMul matmul(isa, product, workers, call_buffers);
     for (size_t task = matmul.tasks(); task > 0; --task) matmul.run(task - 1, worker_buffers);
     check_product(call, y, true, isa.name);
   }
