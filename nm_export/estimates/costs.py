@@ -126,6 +126,8 @@ def _costs(recipe: Recipe, shapes: Shapes, rates: Rates, with_onnx: bool) -> Ite
         yield Cost("verify", seconds, memory + 2 * written.onnx + sessions + logits)
     if held_out.enabled:
         yield Cost("evaluate", _tokens(held_out) * (linears * SPARSE + rows * columns) / rates.macs, memory + logits)
+        tokens = min(held_out.num_samples, 2) * min(held_out.sequence_length, 512)
+        yield Cost("layers", tokens * linears * 2 * SPARSE / rates.macs, memory)
 
 
 def _tokens(section: TextSection) -> int:

@@ -98,7 +98,18 @@ def test_every_module_is_listed_when_asked_for(tiny_source, tmp_path):
 def test_what_a_run_would_take(tiny_source, tmp_path):
     recipe = tiny_recipe(tiny_source, sparsity={"budget": 0.5, "shift": "learned"}, learning=LEARNING)
     estimate = dry_run(recipe, output_dir=tmp_path / "out").estimate
-    stages = ["load", "evaluate_dense", "allocate", "calibrate", "learn", "write", "onnx", "verify", "evaluate"]
+    stages = [
+        "load",
+        "evaluate_dense",
+        "allocate",
+        "calibrate",
+        "learn",
+        "write",
+        "onnx",
+        "verify",
+        "evaluate",
+        "layers",
+    ]
     assert [cost.stage for cost in estimate.costs] == stages
     assert all(cost.seconds > 0 and cost.memory > 0 for cost in estimate.costs)
     twice = tiny_recipe(tiny_source, sparsity={"budget": 0.5, "shift": "learned"}, learning={**LEARNING, "epochs": 2})
