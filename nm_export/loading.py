@@ -1,6 +1,5 @@
 """Open a folder that an export wrote, with the installed package's own classes."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ from nm_export.errors import NMExportError, UserError
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.publishing.base_weights import base_weights_of
 from nm_export.recipe import Recipe, load_recipe
+from nm_export.sources.checkpoint import stored_tensors, weight_files
+from nm_export.sources.config_file import check_config_file
 from nm_export.tokenizer_files import load_tokenizer
 
 
@@ -41,9 +42,11 @@ def load_sparse(folder: Path) -> Any:
         Exception: what transformers raises.
     """
     if base_weights_of(folder) is None:
-        return NMSparseForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto").eval()
+        stored_tensors(weight_files(folder, str(folder)))
+        options = {"local_files_only": True, "use_safetensors": True}
+        return NMSparseForCausalLM.from_pretrained(folder, dtype="auto", **options).eval()
     try:
-        return NMSparseForCausalLM.from_pretrained(folder, dtype="auto").eval()
+        return NMSparseForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
 
@@ -51,10 +54,8 @@ def load_sparse(folder: Path) -> Any:
 def check_exported(folder: Path) -> None:
     """Raise a UserError unless `folder` holds a model that an export wrote."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = check_config_file(folder / "config.json")
     except FileNotFoundError:
         raise UserError(f"{folder} holds no exported model; give a folder that nm-export wrote.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read ({error}); write the folder again.") from error
     if config.get("model_type") != "nm_sparse":
-        raise UserError(f"{folder} holds a {config.get('model_type')} model, not one that nm-export wrote.")
+        raise UserError(f"{folder} holds a {str(config.get('model_type'))[:80]} model, not one that nm-export wrote.")

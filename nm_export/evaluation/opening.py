@@ -1,6 +1,5 @@
 """Whatever a user calls a model (exported, plain, GGUF, sample, Hub) -> a model in memory with its tokenizer."""
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nm_export.errors import NMExportError, UserError
+from nm_export.json_files import read_json
 from nm_export.loading import load_sparse
 from nm_export.recipe import ModelSection
 from nm_export.sources import load_model
@@ -101,8 +101,8 @@ def _sparse_folder(section: ModelSection, backend: str) -> Path | None:
 
 def _is_sparse(folder: Path) -> bool:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json")
+    except (OSError, UserError):
         return False  # what is wrong with it, the loader of dense models says
     return isinstance(config, dict) and config.get("model_type") == "nm_sparse"
 
@@ -140,8 +140,8 @@ def _open_dense(section: ModelSection, device: str) -> OpenModel:
 def _record(folder: Path) -> dict[str, Any]:
     """What the export wrote down about itself; empty for a folder that was saved without."""
     try:
-        record = json.loads((folder / "nm_export.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = read_json(folder / "nm_export.json")
+    except (OSError, UserError):
         return {}
     return record if isinstance(record, dict) else {}
 

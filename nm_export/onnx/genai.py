@@ -15,6 +15,7 @@ from typing import Any
 
 from nm_export import ops
 from nm_export.errors import NMExportError, UserError
+from nm_export.json_files import read_json_object
 from nm_export.onnx.extras import require
 from nm_export.onnx.repository import local_folder
 from nm_export.onnx.session import has_operators
@@ -136,14 +137,31 @@ def _genai_folder(folder: str | Path) -> Path:
 
 def _write_library_key(folder: Path, name: str | None) -> str | None:
     """Set or remove the library's name in genai_config.json; returns the name it had."""
-    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    options = config["model"]["decoder"]["session_options"]
-    before = options.pop(_KEY, None)
+    config = read_json_object(folder / _CONFIG)
+    _check_paths(config, folder / _CONFIG)
+    try:
+        options = config["model"]["decoder"]["session_options"]
+        before = options.pop(_KEY, None)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / _CONFIG} has no model.decoder.session_options; export the model again.") from error
     if name is not None:
         options[_KEY] = name
     if name != before:
         _replace(folder / _CONFIG, json.dumps(config, indent=4).encode())
     return before
+
+
+def _check_paths(value: Any, origin: Path) -> None:
+    """Raise a UserError where a configuration names a file that is not in its folder."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            name = str(inner)
+            if key in (_KEY, "filename") and (Path(name).name != name or "\\" in name):
+                raise UserError(f"{origin}: {key} is {name[:80]!r}, which is no file of the folder.")
+            _check_paths(inner, origin)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_paths(inner, origin)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -77,7 +77,7 @@ def check_verified(folder: Path) -> None:
     try:
         numbers = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
         report = numbers["verification"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(
             f"{folder / 'measurements.json'} cannot be read ({type(error).__name__}: {error}); export the model again."
         ) from error

@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 def main(folder: str, inputs_file: str, outputs_file: str, threads: str) -> None:
     """Write what the reloaded model computes from the given inputs."""
     torch.set_num_threads(int(threads))  # sums are split by threads: bit-equality needs as many
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, dtype="auto", use_safetensors=True
+    ).eval()
     if type(model).__module__.startswith("nm_export"):
         raise RuntimeError("the folder was loaded with the installed package, not with its own code")
     inputs = load_file(inputs_file)

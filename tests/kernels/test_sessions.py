@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 from nm_export.ops import ops_library_path
 from tests.kernels import reference
+from tests.kernels.matmul_sessions import sparse_matmul_model
 from tests.kernels.sessions import assert_identical, create_session, nm_topk_model, run
 
 
@@ -169,3 +170,32 @@ def test_onnxruntime_and_genai_share_the_library_in_one_process(tmp_path):
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
     assert "both opened it" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        (
+            nm_topk_model("float32", n=8, m=16, shift_mode=2, variance_correction=1),
+            {"x": (5, 64), "score": (64,), "shift": (64,)},
+        ),
+        (
+            sparse_matmul_model(),
+            {"values": (3, 64), "weight": (64, 96), "bias": (96,), "token_shift": (3, 1), "offset": (96,)},
+        ),
+    ],
+    ids=["NMTopK", "NMSparseMatMul"],
+)
+def test_a_thousand_runs_in_each_of_four_threads_are_equal(model, inputs):
+    rng = np.random.default_rng(4)
+    fed = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in inputs.items()}
+    if "score" in fed:
+        fed["score"] = np.abs(fed["score"])
+    session = create_session(model, threads=2)
+    expected = [output.tobytes() for output in session.run(None, fed)]
+
+    def many(_):
+        return sum([output.tobytes() for output in session.run(None, fed)] == expected for _ in range(1000))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(many, range(4))) == [1000] * 4

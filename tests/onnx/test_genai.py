@@ -9,6 +9,7 @@ import pytest
 from nm_export.errors import UserError
 from nm_export.onnx import disable_library, enable_library, genai_model
 from tests.onnx.test_session import linked
+from tests.refusal import assert_refused
 
 PROMPT = [5, 6, 7, 8, 9]
 
@@ -84,3 +85,21 @@ def test_folder_without_export_is_named(tmp_path):
     for action in (enable_library, disable_library, genai_model):
         with pytest.raises(UserError, match=r"has no genai_config\.json"):
             action(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../victim.so", "/tmp/victim.so", "sub/../../victim.so"])
+def test_a_configuration_names_no_file_outside_its_folder(tmp_path, name):
+    victim = tmp_path / "victim.so"
+    victim.write_text("mine")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"model": {"decoder": {"filename": "model.onnx", "session_options": {"custom_ops_library": name}}}}
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    assert_refused(["enable-genai", str(folder), "--off"], "custom_ops_library is .* no file of the folder")
+    config["model"]["decoder"]["session_options"] = {}
+    config["model"]["vision"] = {"filename": name}
+    (folder / "genai_config.json").write_text(json.dumps(config))
+    assert_refused(["enable-genai", str(folder), "--off"], "filename is .* no file of the folder")
+    (folder / "genai_config.json").write_text("[" * 100_000)
+    assert_refused(["enable-genai", str(folder), "--off"], "nested deeper")
+    assert victim.read_text() == "mine"

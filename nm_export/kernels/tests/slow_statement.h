@@ -159,13 +159,17 @@ class Sum {
     ++terms_;
   }
 
+  // Allows for a term that is known to `error` only.
+  void allow(double error) { allowed_ += error; }
+
   // Whether `found` is a float32 sum of the terms, in any order. Where sums on the way can overflow, any number is.
   bool is(float found) const {
     if (std::isnan(sum_)) return std::isnan(found);
     if (magnitude_ > 1e38) return true;
     if (std::isinf(sum_)) return static_cast<double>(found) == sum_;
     const double steps = 2 * static_cast<double>(terms_) + 4;
-    return std::fabs(static_cast<double>(found) - sum_) <= magnitude_ * steps * 0x1p-24 + steps * 0x1p-148;
+    return std::fabs(static_cast<double>(found) - sum_) <=
+           allowed_ + (allowed_ + magnitude_) * steps * 0x1p-24 + steps * 0x1p-148;
   }
 
   double value() const { return sum_; }
@@ -173,6 +177,7 @@ class Sum {
 
  private:
   double sum_ = 0;
+  double allowed_ = 0;
   double magnitude_ = 0;  // of the finite terms
   size_t terms_ = 0;
 };
