@@ -3,6 +3,7 @@
 This file is published with every model; it needs torch and transformers only.
 """
 
+import re
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -21,6 +22,18 @@ SCHEME_DEFAULTS: dict[str, Any] = {
     "residual_rank": 0,
 }
 
+_WORDS = {
+    "prune": ("activations", "weights"),
+    "score": ("magnitude", "weight_norm", "clact", "clact_noncausal", "amber", "smoothquant"),
+    "shift": ("none", "dynamic_mean", "dynamic_median", "static_scalar", "static_channel", "learned"),
+    "phase": ("both", "prefill", "decode"),
+    "output_bias": ("none", "calibrated", "learned"),
+    "variance_correction": (False, True),
+    "output_scale": (False, True),
+}
+_PATTERN = re.compile(r"\d{1,2}:\d{1,2}|\d{1,3}(\.\d{1,20})?%", re.ASCII)
+_LARGEST_RANK = 4096
+
 # Attributes that describe the wrapper; everything else that the base model's configuration knows is read from and
 # written to the base model's configuration.
 _OWN = frozenset(
@@ -28,6 +41,46 @@ _OWN = frozenset(
 )
 # Private, but about the base model all the same: kept there only, so that switching the attention reaches its modules.
 _BASES = frozenset({"_attn_implementation_internal", "_experts_implementation_internal"})
+
+
+def _check_sparsity(sparsity: Any) -> None:
+    """Raise ValueError for what no export wrote: the dict comes from a file that anybody may have made."""
+
+    def expect(holds: bool, key: str, what: str) -> None:
+        if not holds:
+            raise ValueError(f"config.json: sparsity{key} is not {what}.")
+
+    def are_names(value: Any) -> bool:
+        return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
+
+    expect(isinstance(sparsity, dict), "", "a mapping")
+    if sparsity.get("version") != SPARSITY_VERSION:
+        raise ValueError(
+            f"config.json: sparsity.version is {repr(sparsity.get('version'))[:20]}; this code reads version "
+            f"{SPARSITY_VERSION}. Load the model with the remote code that was published beside it."
+        )
+    expect(isinstance(sparsity.get("schemes"), (list, tuple)), ".schemes", "a list")
+    expect(are_names(sparsity.get("rewritten", ())), ".rewritten", "a list of names")
+    groups = sparsity.get("input_groups", ())
+    expect(
+        isinstance(groups, (list, tuple)) and all(map(are_names, groups)), ".input_groups", "a list of lists of names"
+    )
+    for number, scheme in enumerate(sparsity["schemes"]):
+        at = f".schemes[{number}]"
+        expect(isinstance(scheme, dict), at, "a mapping")
+        unknown = [key for key in scheme if key not in SCHEME_DEFAULTS and key not in ("pattern", "modules")]
+        expect(not unknown, f"{at}.{str(unknown[:1])[2:42]}", "a key that this code knows")
+        expect(are_names(scheme.get("modules")), f"{at}.modules", "a list of names")
+        pattern = scheme.get("pattern")
+        expect(isinstance(pattern, str) and bool(_PATTERN.fullmatch(pattern)), f"{at}.pattern", "N:M or P%")
+        for key, words in _WORDS.items():
+            value = scheme.get(key, SCHEME_DEFAULTS[key])
+            known = isinstance(value, type(words[0])) and value in words
+            expect(known, f"{at}.{key}", f"one of {', '.join(map(str, words))}")
+        rank = scheme.get("residual_rank", 0)
+        expect(type(rank) is int and 0 <= rank <= _LARGEST_RANK, f"{at}.residual_rank", f"from 0 to {_LARGEST_RANK}")
+        exponent = scheme.get("score_exponent", 1.0)
+        expect(type(exponent) in (int, float) and 0 <= exponent <= 8, f"{at}.score_exponent", "from 0 to 8")
 
 
 class NMSparseConfig(PreTrainedConfig):
@@ -63,18 +116,16 @@ class NMSparseConfig(PreTrainedConfig):
     ) -> None:
         if isinstance(base_config, dict):
             fields = dict(base_config)
-            if "model_type" not in fields:
+            if fields.get("model_type") == self.model_type:
+                raise ValueError("config.json: base_config is itself a model with N:M sparsity.")
+            if not isinstance(fields.get("model_type"), str):
                 raise ValueError("config.json: base_config has no model_type, so the base model's class is unknown.")
             base_config = AutoConfig.for_model(fields.pop("model_type"), **fields)
         elif base_config is None:  # transformers builds a default instance to find what differs from it
             base_config = PreTrainedConfig()
         self.base_config = base_config
         self.sparsity = sparsity or {"version": SPARSITY_VERSION, "schemes": [], "input_groups": [], "rewritten": []}
-        if self.sparsity.get("version") != SPARSITY_VERSION:
-            raise ValueError(
-                f"config.json: sparsity.version is {self.sparsity.get('version')!r}; this code reads version "
-                f"{SPARSITY_VERSION}. Load the model with the remote code that was published beside it."
-            )
+        _check_sparsity(self.sparsity)
         self.sparsity["schemes"] = [SCHEME_DEFAULTS | scheme for scheme in self.sparsity["schemes"]]
         self.base_weights = base_weights
         kwargs.pop("auto_map", None)
