@@ -87,6 +87,8 @@ def insert_operators(
             metadata = {**metadata, FORMAT_KEY: json.dumps(asdict(format))}
     _declare_operators(model)
     onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, **metadata})
+    # the builder adds the commit of whatever repository it is started in, which is none of the graph's business
+    model.producer_version = model.producer_version.partition("+")[0]
     onnx.save(model, graph.path)
     return errors
 
