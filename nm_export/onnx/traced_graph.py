@@ -89,7 +89,9 @@ class TracedGraph:
         """
         import onnx_ir
 
-        table = self.graph.initializers.get(f"{embedding}.weight")
+        # torch.export calls what two modules share by the name that it meets first
+        names = (f"{module}.weight" for module in (embedding, head))
+        table: Any = next((self.graph.initializers[name] for name in names if name in self.graph.initializers), None)
         readers = [use.node for use in table.uses()] if table is not None else []
         if [reader.op_type for reader in readers] != ["Gather"] or head not in products:
             return None

@@ -41,6 +41,9 @@ def test_every_form_agrees(published):
         assert report.modules[backend].modules == len(published.model.nm_modules())
         assert report.modules[backend].kept_channels_equal
     assert set(report.end_to_end) == {"onnx_kernel", "onnx_function"}
+    operators = {node.op_type for node in onnx.load(published.result.model_path, load_external_data=False).graph.node}
+    tied = published.model.get_output_embeddings().weight is published.model.get_input_embeddings().weight
+    assert ("GatherBlockQuantized" in operators) == tied  # stored once, with the output layer
     assert bool(report.against_dense) == (published.result.quantization is not None)  # the twin has the same exporter
 
 
