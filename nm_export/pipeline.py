@@ -17,7 +17,7 @@ from nm_export.calibration.processes import Processes
 from nm_export.calibration.text import TokenSequences, read_sequences
 from nm_export.card import write_card
 from nm_export.digests import digest
-from nm_export.errors import UserError
+from nm_export.errors import NMExportError, UserError
 from nm_export.evaluation import perplexity, score_layers, torch_logits
 from nm_export.finished import is_finished, made_by
 from nm_export.interruption import saying
@@ -172,9 +172,14 @@ def _make(
     report = quality = layers = speed = None
     if recipe.verify.enabled:
         ids = prepared.held_out.input_ids
-        found = once(
-            "verify", "Verifying", lambda model: ((), _verify(folder, model, ids, recipe, with_onnx).to_dict())
-        )
+        try:
+            found = once(
+                "verify", "Verifying", lambda model: ((), _verify(folder, model, ids, recipe, with_onnx).to_dict())
+            )
+        except NMExportError:
+            for stage in ("onnx", "write"):  # what is wrong is not taken as it is by the next run
+                journal.forget(stage)
+            raise
         report = VerificationReport.from_dict(found)
     if prepared.dense_perplexity is not None:
         ids = prepared.held_out.input_ids

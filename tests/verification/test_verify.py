@@ -148,7 +148,7 @@ def test_another_attribute_in_the_graph(folder, model):
         verify(folder, model, SEQUENCES)
 
 
-def test_nothing_is_left_when_verification_fails(tiny_source, tmp_path, monkeypatch):
+def test_what_fails_verification_gets_no_name_and_is_written_anew(tiny_source, tmp_path, monkeypatch):
     recipe = tiny_recipe(tiny_source, sparsity={"pattern": "8:16"}, evaluation={"enabled": False})
     target = tmp_path / "out"
     pipeline.run(tiny_recipe(tiny_source, verify={"enabled": False}), output_dir=target, skip_onnx=True)
@@ -166,9 +166,13 @@ def test_nothing_is_left_when_verification_fails(tiny_source, tmp_path, monkeypa
     for options in ({"output_dir": target, "overwrite": True}, {"output_dir": tmp_path / "new"}):
         with pytest.raises(NMExportError, match=r"outputs of model\.layers\.1\.mlp\.down_proj in the reloaded model"):
             pipeline.run(recipe, skip_onnx=True, push_to_hub=True, **options)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["out"]
+    assert not list(tmp_path.rglob(".*.work/model/*.safetensors"))
     assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
     assert not uploads
+    monkeypatch.setattr("nm_export.pipeline.write_model", write_model)
+    pipeline.run(recipe, skip_onnx=True, output_dir=tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(".out")) == ["new", "out"]
 
 
 def record(kept, output):
