@@ -125,7 +125,10 @@ def test_a_dry_run_runs_nothing(pipeline: RecordedCalls, recipe: str) -> None:
     [(name, _, options)] = pipeline.calls
     assert name == "dry_run"
     publishing = {"push_to_hub", "repo_id", "revision", "private", "create_pr"}
-    assert set(options) == {"output_dir", *publishing, "skip_onnx", "overwrite"}
+    assert set(options) == {"output_dir", *publishing, "skip_onnx", "overwrite", "every_module"}
+    assert options["every_module"] is False
+    run(recipe, "--dry-run", "--verbose")
+    assert pipeline.calls[1][2]["every_module"] is True
 
 
 def test_rich_results_are_rendered(pipeline: RecordedCalls, recipe: str) -> None:
