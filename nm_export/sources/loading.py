@@ -83,6 +83,7 @@ class OpenSource:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer."""
+        self.config  # noqa: B018  # checks the folder before a library reads its small files
         return _tokenizer(self.source, self.folder, self.gguf_file)
 
     def hashes(self) -> dict[str, str]:
