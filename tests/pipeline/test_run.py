@@ -82,7 +82,6 @@ def test_every_scheme_is_exported_verified_and_generates(scheme, tiny_source, tm
     assert report.reloaded_logits_equal
     # not 0: for one token, math libraries may round by the address of the weight, and a file is mapped where it likes
     assert report.modules["reloaded"].largest_error < 1e-6
-    assert report.reloaded_logits_equal
     assert all(check.largest_error < 1e-5 for check in report.modules.values())
     assert_base_weights_are_untouched(tmp_path / "out", tiny_source)
 
