@@ -51,7 +51,7 @@ class _Selection:
 class _Pruned(torch.autograd.Function):
     """`where(kept, x, e)` and, for residuals, `where(kept, 0, x - e)`, with the choice as a constant.
 
-    By hand, because autograd would go through a dozen tensors of x's size in float32.
+    By hand, because autograd would go through a dozen tensors of x's size in float32. Only shifts `[K]` are trained.
     """
 
     @staticmethod
@@ -62,7 +62,6 @@ class _Pruned(torch.autograd.Function):
         magnitude = z.abs()
         kept = keep_mask(magnitude if score is None else magnitude.mul_(score), n, m)
         ctx.save_for_backward(kept)
-        ctx.shift_is_scalar = shift.numel() == 1
         filled = torch.where(kept, x, shift.to(x.dtype))
         return filled, z.masked_fill_(kept, 0.0) if with_dropped else None
 
@@ -74,7 +73,6 @@ class _Pruned(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             moved = of_filled if of_dropped is None else of_filled - of_dropped
             of_shift = moved.masked_fill(kept, 0.0).flatten(0, -2).sum(0, dtype=torch.float32)
-            of_shift = of_shift.sum().reshape(1) if ctx.shift_is_scalar else of_shift
         if ctx.needs_input_grad[0]:
             of_x = torch.where(kept, of_filled, 0.0 if of_dropped is None else of_dropped.to(of_filled.dtype))
         return of_x, of_shift, None, None, None, None
