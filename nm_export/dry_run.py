@@ -276,4 +276,5 @@ def _words(scheme: Scheme) -> tuple[str, ...]:
     outputs = ["scale"] if scheme.output_scale else []
     outputs += [f"{scheme.output_bias} bias"] if scheme.output_bias != "none" else []
     outputs += [f"residual of rank {scheme.residual_rank}"] if scheme.residual_rank else []
-    return scheme.pattern, score, scheme.shift, variance, scheme.phase, ", ".join(outputs)
+    pattern = scheme.pattern if scheme.grouping == "neighbours" else f"{scheme.pattern} {scheme.grouping}"
+    return pattern, score, scheme.shift, variance, scheme.phase, ", ".join(outputs)

@@ -14,7 +14,7 @@ from nm_export.modeling.configuration_nm_sparse import SPARSITY_VERSION
 from nm_export.modeling.modeling_nm_sparse import group_size
 from nm_export.recipe import Recipe, Scheme
 
-_SELECTION = ("pattern", "score", "score_exponent", "shift", "variance_correction", "phase")
+_SELECTION = ("pattern", "grouping", "score", "score_exponent", "shift", "variance_correction", "phase")
 """Fields of a scheme that decide what is kept; the others come after the product."""
 
 

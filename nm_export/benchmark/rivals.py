@@ -172,7 +172,7 @@ def select_node(keep: tuple[int, int], outputs: list[str], x: str = "x") -> Any:
     from onnx import helper
 
     n, m = keep
-    settings: dict[str, Any] = {"n": n, "m": m, "shift_mode": 0, "variance_correction": 0, "phase": 0}
+    settings: dict[str, Any] = {"n": n, "m": m, "shift_mode": 0, "variance_correction": 0, "phase": 0, "strided": 0}
     return helper.make_node(NM_TOPK, [x, "ones", "zeros"], outputs, domain=DOMAIN, **settings)
 
 

@@ -108,7 +108,7 @@ def _scheme(scheme: dict[str, Any]) -> list[str]:
     correction = "yes" if scheme["variance_correction"] else "no"
     return [
         modules,
-        scheme["pattern"],
+        scheme["pattern"] if scheme["grouping"] == "neighbours" else f"{scheme['pattern']}, {scheme['grouping']}",
         score,
         scheme["shift"],
         correction,

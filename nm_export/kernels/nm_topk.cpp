@@ -24,6 +24,14 @@ void narrow(const RowKernels& kernels, const float* source, size_t channels, BFl
   kernels.narrow_bfloat16(source, channels, &target->bits);
 }
 
+// Lays the channels of strided groups side by side: m neighbours of the result are a group.
+void deal(const float* source, size_t channels, size_t m, float* target) {
+  const size_t groups = channels / m;
+  for (size_t j = 0; j < m; ++j) {
+    for (size_t g = 0; g < groups; ++g) target[g * m + j] = source[j * groups + g];
+  }
+}
+
 template <class T>
 T* grow(std::vector<T>& buffer, size_t channels) {
   if (buffer.size() < channels) buffer.resize(channels);
@@ -100,6 +108,15 @@ float NMTopK::run_token(const T* x, const float* score, Shift shift, size_t chan
     p = grow(workspace.pruned, channels);
   }
 
+  const auto m = static_cast<size_t>(pattern_.m);
+  float* const undealt = p;
+  if (parameters_.strided) {
+    float* dealt = grow(workspace.dealt, channels);
+    deal(xf, channels, m, dealt);
+    xf = dealt;
+    p = grow(workspace.dealt_values, channels);
+  }
+
   float e = 0.0f;
   if (parameters_.shift_mode != ShiftMode::kStatic) {
     e = parameters_.shift_mode == ShiftMode::kDynamicMean
@@ -119,6 +136,10 @@ float NMTopK::run_token(const T* x, const float* score, Shift shift, size_t chan
   } else {
     prune(xf, score, shift, channels, workspace, p);
   }
+  if (parameters_.strided) {
+    deal(p, channels, channels / m, undealt);
+    p = undealt;
+  }
   if constexpr (!kIsFloat) narrow(kernels_, p, channels, values);
   return e;
 }
@@ -127,6 +148,15 @@ template <class T>
 void NMTopK::run(const T* x, const float* score, Shift shift, size_t tokens, size_t channels, bool pruned,
                  Workspace& workspace, T* values, float* token_shift) const {
   const StrictFloats strict;
+  if (parameters_.strided) {
+    const auto dealt = [&](const float* vector, std::vector<float>& buffer) {
+      float* target = grow(buffer, channels);
+      deal(vector, channels, static_cast<size_t>(pattern_.m), target);
+      return target;
+    };
+    score = dealt(score, workspace.dealt_score);
+    if (shift.vector != nullptr) shift.vector = dealt(shift.vector, workspace.dealt_shift);
+  }
   for (size_t t = 0; t < tokens; ++t) {
     const float e = run_token(x + t * channels, score, shift, channels, pruned, workspace, values + t * channels);
     if (token_shift != nullptr) token_shift[t] = e;

@@ -17,12 +17,18 @@ struct NMTopKParameters {
   int m;
   ShiftMode shift_mode;
   bool variance_correction;
+  // Whether a group holds the channels g, g + K/m, g + 2 K/m, ... instead of m neighbours.
+  bool strided = false;
 };
 
 // Buffers of one worker, kept between calls.
 struct Workspace {
   std::vector<float> shifted;
   std::vector<float> pruned;
+  std::vector<float> dealt;
+  std::vector<float> dealt_values;
+  std::vector<float> dealt_score;
+  std::vector<float> dealt_shift;
   std::vector<int32_t> keys;
 };
 
@@ -40,7 +46,7 @@ class NMTopK {
   void run(const T* x, const float* score, Shift shift, size_t tokens, size_t channels, bool pruned,
            Workspace& workspace, T* values, float* token_shift) const;
 
-  // mask[j] = 1 where channel j is kept, else 0. Scores are not negative. Throws as `run` does.
+  // mask[j] = 1 where channel j is kept of its neighbours, else 0. Scores are not negative. Throws as `run` does.
   void keep_mask(const float* scores, size_t tokens, size_t channels, Workspace& workspace, uint8_t* mask) const;
 
   const NMTopKParameters& parameters() const { return parameters_; }

@@ -38,6 +38,7 @@ size_t cost_of_token(const NMTopKParameters& parameters, size_t channels) {
   if (parameters.shift_mode == ShiftMode::kDynamicMedian) cost += 4;
   if (parameters.variance_correction) cost += 1;
   if (parameters.m > kMaxGroupSize) cost += 1;
+  if (parameters.strided) cost += 2;
   return cost * channels;
 }
 
@@ -135,10 +136,11 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
     const int64_t shift_mode = int_attribute(api, info, node, "shift_mode", 0, 2);
     const int64_t variance_correction = int_attribute(api, info, node, "variance_correction", 0, 1);
     const int64_t phase = int_attribute(api, info, node, "phase", 0, 2);
+    const int64_t strided = int_attribute(api, info, node, "strided", 0, 1, 0);
     const InstructionSet isa = choose_instruction_set();
     if (isa.kernels == nullptr) fail(api, ort::kInvalidArgument, node + ": " + isa.error);
     const NMTopKParameters parameters{static_cast<int>(n), static_cast<int>(m), static_cast<ShiftMode>(shift_mode),
-                                      variance_correction == 1};
+                                      variance_correction == 1, strided == 1};
     *kernel =
         new Kernel{self.api, self.inputs[kX], node, static_cast<Phase>(phase), NMTopK(parameters, *isa.kernels), {}};
   });

@@ -26,10 +26,11 @@ std::string node_name(const Api& api, const ort::KernelInfo* info, const char* o
 }
 
 int64_t int_attribute(const Api& api, const ort::KernelInfo* info, const std::string& node, const char* name,
-                      int64_t smallest, int64_t largest) {
+                      int64_t smallest, int64_t largest, int64_t otherwise) {
   int64_t value = 0;
   if (Status* status = api.KernelInfoGetAttribute_int64(info, name, &value)) {
     api.ReleaseStatus(status);
+    if (otherwise >= smallest && otherwise <= largest) return otherwise;
     fail(api, ort::kInvalidArgument, node + ": the integer attribute " + name + " is missing");
   }
   if (value < smallest || value > largest) {

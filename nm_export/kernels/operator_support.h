@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,9 +43,10 @@ ort::Status* guarded(const ort::Api& api, const char* op, Body body) {
 // "NMTopK node 'name'", for messages.
 std::string node_name(const ort::Api& api, const ort::KernelInfo* info, const char* op);
 
-// An attribute that must be there and in this range.
+// An attribute in this range. Where it is missing it is `otherwise`, or an error if that is out of range.
 int64_t int_attribute(const ort::Api& api, const ort::KernelInfo* info, const std::string& node, const char* name,
-                      int64_t smallest, int64_t largest);
+                      int64_t smallest, int64_t largest,
+                      int64_t otherwise = std::numeric_limits<int64_t>::min());
 
 const ort::Value* input(const ort::Api& api, const ort::KernelContext* context, size_t index);
 

@@ -41,7 +41,9 @@ class _Selection:
         parts = self.parts
         if parts is None or self.x is not x:
             assert linear.nm_shift is not None
-            parts = _Pruned.apply(x, linear.nm_shift, linear.nm_score, linear.n, linear.m, self.with_dropped)
+            parts = _Pruned.apply(
+                x, linear.nm_shift, linear.nm_score, linear.n, linear.m, linear.strided, self.with_dropped
+            )
             self.x, self.left = x, self.readers
         self.left -= 1
         self.x, self.parts = (x, parts) if self.left else (None, None)
@@ -56,11 +58,11 @@ class _Pruned(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, shift: Tensor, score: Tensor | None, n: int, m: int, with_dropped: bool
+        ctx: Any, x: Tensor, shift: Tensor, score: Tensor | None, n: int, m: int, strided: bool, with_dropped: bool
     ) -> tuple[Tensor, Tensor | None]:
         z = x.float() - shift
         magnitude = z.abs()
-        kept = keep_mask(magnitude if score is None else magnitude.mul_(score), n, m)
+        kept = keep_mask(magnitude if score is None else magnitude.mul_(score), n, m, strided)
         ctx.save_for_backward(kept)
         filled = torch.where(kept, x, shift.to(x.dtype))
         return filled, z.masked_fill_(kept, 0.0) if with_dropped else None
@@ -75,7 +77,7 @@ class _Pruned(torch.autograd.Function):
             of_shift = moved.masked_fill(kept, 0.0).flatten(0, -2).sum(0, dtype=torch.float32)
         if ctx.needs_input_grad[0]:
             of_x = torch.where(kept, of_filled, 0.0 if of_dropped is None else of_dropped.to(of_filled.dtype))
-        return of_x, of_shift, None, None, None, None
+        return of_x, of_shift, None, None, None, None, None
 
 
 class TrainedLinear(NMSparseLinear):

@@ -12,6 +12,7 @@ SPARSITY_VERSION = 1
 
 SCHEME_DEFAULTS: dict[str, Any] = {
     "prune": "activations",
+    "grouping": "neighbours",
     "score": "magnitude",
     "score_exponent": 1.0,
     "shift": "none",
@@ -24,6 +25,7 @@ SCHEME_DEFAULTS: dict[str, Any] = {
 
 _WORDS = {
     "prune": ("activations", "weights"),
+    "grouping": ("neighbours", "strided"),
     "score": ("magnitude", "weight_norm", "clact", "clact_noncausal", "amber", "smoothquant"),
     "shift": ("none", "dynamic_mean", "dynamic_median", "static_scalar", "static_channel", "learned"),
     "phase": ("both", "prefill", "decode"),
@@ -91,11 +93,12 @@ class NMSparseConfig(PreTrainedConfig):
         sparsity: what is pruned and how:
 
             * `version`: 1;
-            * `schemes`: list of `pattern` ("8:16", or "50%" of all channels), `prune` (activations, weights), `score`
-              (magnitude, weight_norm, clact, clact_noncausal, amber, smoothquant), `score_exponent`, `shift` (none,
-              dynamic_mean, dynamic_median, static_scalar, static_channel, learned), `variance_correction`, `phase`
-              (both, prefill, decode), `output_scale`, `output_bias` (none, calibrated, learned), `residual_rank` and
-              `modules`, the exact names of the linears that follow the scheme; what is left out is `SCHEME_DEFAULTS`;
+            * `schemes`: list of `pattern` ("8:16", or "50%" of all channels), `prune` (activations, weights),
+              `grouping` (neighbours, strided), `score` (magnitude, weight_norm, clact, clact_noncausal, amber,
+              smoothquant), `score_exponent`, `shift` (none, dynamic_mean, dynamic_median, static_scalar,
+              static_channel, learned), `variance_correction`, `phase` (both, prefill, decode), `output_scale`,
+              `output_bias` (none, calibrated, learned), `residual_rank` and `modules`, the exact names of the linears
+              that follow the scheme; what is left out is `SCHEME_DEFAULTS`;
             * `input_groups`: lists of module names that read the same input, score it alike and so share one selection;
             * `rewritten`: names of the base model's tensors that differ from the base model's.
         base_weights: where the weights are that the repository itself does not hold, see `reference_nm_sparse.py`;

@@ -88,8 +88,18 @@ def _compiled(name: str, x: Tensor) -> Any:
     return getattr(torch.ops.nm_export, name, None)
 
 
-def keep_mask(scores: Tensor, n: int, m: int) -> Tensor:
-    """Choose the `n` best of every `m` neighbouring channels.
+def deal(channels: Tensor, m: int) -> Tensor:
+    """Lay `[..., K]` out so that every `m` neighbours are a group `g, g + K/m, g + 2 K/m, ...` of strided grouping."""
+    return channels.unflatten(-1, (m, -1)).transpose(-1, -2).flatten(-2)
+
+
+def undeal(channels: Tensor, m: int) -> Tensor:
+    """Undo `deal`."""
+    return deal(channels, channels.shape[-1] // m)
+
+
+def keep_mask(scores: Tensor, n: int, m: int, strided: bool = False) -> Tensor:
+    """Choose the `n` best of every `m` neighbouring channels, or of every group of `m` strided ones.
 
     A NaN ranks above +inf, and of equal scores the lower channel wins: both are what a stable descending sort does.
 
@@ -97,10 +107,13 @@ def keep_mask(scores: Tensor, n: int, m: int) -> Tensor:
         scores: float32 `[..., K]`, not negative, `m` divides `K`.
         n: channels kept of each group.
         m: channels in a group.
+        strided: whether a group holds the channels `g, g + K/m, g + 2 K/m, ...` instead of neighbours.
 
     Returns:
         bool `[..., K]`.
     """
+    if strided:
+        return undeal(keep_mask(deal(scores, m), n, m), m)
     compiled = _compiled("keep_mask", scores)
     if compiled is not None:
         return compiled(scores, n, m)
@@ -141,6 +154,7 @@ def nm_topk(
     shift_mode: int = 0,
     variance_correction: bool = False,
     phase: int = 0,
+    strided: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Prune a linear's input: `values` and `token_shift` of the operator `ai.nm_export::NMTopK`.
 
@@ -153,6 +167,7 @@ def nm_topk(
         shift_mode: 0 static, 1 the token's mean, 2 the token's lower median.
         variance_correction: whether to scale what is kept to the variance of the whole.
         phase: 0 prunes every call, 1 only calls with several tokens per sequence, 2 only calls with one.
+        strided: whether a group holds the channels `g, g + K/m, g + 2 K/m, ...` instead of neighbours.
 
     Returns:
         The corrected kept values `[..., K]` in the dtype of `x`; the dynamic shift, float32 `[..., 1]`, 0 when static.
@@ -163,6 +178,19 @@ def nm_topk(
     channels = x.shape[-1]
     if channels == 0 or channels % m:
         raise ValueError(f"{n}:{m} sparsity needs a number of input channels that {m} divides, not {channels}.")
+    if strided:
+        score, shift = (v if v is None or v.numel() == 1 else deal(v, m) for v in (score, shift))
+        values, token_shift = nm_topk(
+            deal(x, m),
+            score,
+            shift,
+            n=n,
+            m=m,
+            shift_mode=shift_mode,
+            variance_correction=variance_correction,
+            phase=phase,
+        )
+        return undeal(values, m), token_shift
     is_decode = x.dim() < 2 or x.shape[-2] == 1
     is_pruned = not phase or is_decode == (phase == PHASES["decode"])
     compiled = _compiled("nm_topk", x)
@@ -256,6 +284,7 @@ class NMSparseLinear(nn.Linear):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
         self.score, self.shift, self.phase = scheme["score"], scheme["shift"], scheme["phase"]
+        self.strided = scheme["grouping"] == "strided"
         self.variance_correction = bool(scheme["variance_correction"])
         self.enabled = True
         K, O, rank = self.in_features, self.out_features, scheme["residual_rank"]  # noqa: E741
@@ -309,6 +338,7 @@ class NMSparseLinear(nn.Linear):
             shift_mode=SHIFT_MODES[self.shift],
             variance_correction=self.variance_correction,
             phase=PHASES[self.phase],
+            strided=self.strided,
         )
 
     def product(self, values: Tensor, token_shift: Tensor) -> Tensor:

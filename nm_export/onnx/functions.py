@@ -32,13 +32,14 @@ NM_TOPK = "NMTopK"
 # Attributes are read once, outside of the branches.
 _NM_TOPK = """
 <domain: "ai.nm_export", opset_import: ["" : 22]>
-NMTopK <n, m, shift_mode, variance_correction, phase> (x, score, shift) => (values, token_shift)
+NMTopK <n, m, shift_mode, variance_correction, phase, strided> (x, score, shift) => (values, token_shift)
 {
     keep = Constant <value_int: int = @n> ()
     group_size = Constant <value_int: int = @m> ()
     shift_kind = Constant <value_int: int = @shift_mode> ()
     correct = Constant <value_int: int = @variance_correction> ()
     phase_kind = Constant <value_int: int = @phase> ()
+    strided_kind = Constant <value_int: int = @strided> ()
 
     zero_f = Constant <value_float: float = 0.0> ()
     zero_d = Constant <value = double {0.0}> ()
@@ -88,6 +89,7 @@ NMTopK <n, m, shift_mode, variance_correction, phase> (x, score, shift) => (valu
     >
 
     is_both = Equal (phase_kind, zero_i)
+    is_strided = Equal (strided_kind, one_i)
     is_pruned = If (is_both) <
         then_branch = every_call () => (bool prune_always) {
             prune_always = Equal (zero_i, zero_i)
@@ -113,8 +115,19 @@ NMTopK <n, m, shift_mode, variance_correction, phase> (x, score, shift) => (valu
             finite_or_nan = Min (s64, above_finite)
             key = Where (s_nan, above_inf, finite_or_nan)
             group_size_1d = Reshape (group_size, one_1d)
-            groups_shape = Concat <axis: int = 0> (last_axis, group_size_1d)
-            groups = Reshape (key, groups_shape)
+            channels_1d = Shape <start: int = -1> (z)
+            group_count_1d = Div (channels_1d, group_size_1d)
+            groups_shape = Concat <axis: int = 0> (last_axis, group_count_1d, group_size_1d)
+            dealt_shape = Concat <axis: int = 0> (last_axis, group_size_1d, group_count_1d)
+            groups = If (is_strided) <
+                then_branch = strided_groups () => (double g_strided) {
+                    dealt = Reshape (key, dealt_shape)
+                    g_strided = Transpose <perm: ints = [0, 2, 1]> (dealt)
+                },
+                else_branch = neighbours () => (double g_neighbours) {
+                    g_neighbours = Reshape (key, groups_shape)
+                }
+            >
             keep_1d = Reshape (keep, one_1d)
             kept, kept_index = TopK <axis: int = -1, sorted: int = 0> (groups, keep_1d)
             false_b = Constant <value = bool {0}> ()
@@ -124,7 +137,15 @@ NMTopK <n, m, shift_mode, variance_correction, phase> (x, score, shift) => (valu
             kept_shape = Shape (kept_index)
             marks = Expand (true_b, kept_shape)
             k_groups = ScatterElements <axis: int = -1> (none, kept_index, marks)
-            k = Reshape <allowzero: int = 1> (k_groups, x_shape)
+            k_dealt = If (is_strided) <
+                then_branch = undo_strides () => (bool k_strided) {
+                    k_strided = Transpose <perm: ints = [0, 2, 1]> (k_groups)
+                },
+                else_branch = keep_order () => (bool k_neighbours) {
+                    k_neighbours = Identity (k_groups)
+                }
+            >
+            k = Reshape <allowzero: int = 1> (k_dealt, x_shape)
             p_pruned = Where (k, z, zero_f)
         },
         else_branch = keep_all () => (float p_all) {

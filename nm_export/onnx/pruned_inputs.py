@@ -103,6 +103,7 @@ def _pruned_input(name: str, module: NMSparseLinear) -> PrunedInput:
         "shift_mode": SHIFT_MODES[module.shift],
         "variance_correction": int(module.variance_correction),
         "phase": PHASES[module.phase],
+        "strided": int(module.strided),
     }
     shift = _array(module.nm_shift)
     if shift is not None:

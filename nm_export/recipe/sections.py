@@ -20,6 +20,7 @@ from pydantic import (
 from nm_export.recipe.patterns import check_pattern
 
 Prune = Literal["activations", "weights"]
+Grouping = Literal["neighbours", "strided"]
 Score = Literal["magnitude", "weight_norm", "clact", "clact_noncausal", "amber", "smoothquant"]
 Shift = Literal["none", "dynamic_mean", "dynamic_median", "static_scalar", "static_channel", "learned"]
 OutputBias = Literal["none", "calibrated", "learned"]
@@ -95,6 +96,11 @@ class SchemeFields(Section):
     """What is pruned: the layer's inputs, anew for each token, or `weights`, once and for all (the baseline that
     activation sparsity is compared with: zeros in the saved weights, chosen by |W|)."""
 
+    grouping: Grouping = "neighbours"
+    """Which M of the layer's K inputs compete: M `neighbours`, or channels that lie K / M apart (`strided`). The heads
+    of an attention differ in strength, so that the inputs of `o_proj` lose less when a group takes channels from all
+    of them."""
+
     score: Score = "magnitude"
     """What makes a channel worth keeping, |x| times: nothing (`magnitude`), the norm of the channel's weights
     (`weight_norm`) or of its standardised weights (`amber`), the channel's norm in calibration (`clact`) or among the
@@ -141,7 +147,7 @@ class SchemeFields(Section):
     @model_validator(mode="after")
     def _weights_have_no_mitigation(self) -> Self:
         if self.prune == "weights":
-            for field in ("score", "shift", "variance_correction", "phase", "output_scale", "output_bias"):
+            for field in ("grouping", "score", "shift", "variance_correction", "phase", "output_scale", "output_bias"):
                 if getattr(self, field) != SchemeFields.model_fields[field].default:
                     raise ValueError(f"prune: weights knows no {field}; leave it out for these modules")
             if self.residual_rank:
@@ -165,6 +171,8 @@ class Override(Section):
     """`true` leaves these modules dense; `false` takes that back from an earlier override."""
 
     pattern: Pattern | None = None
+    """As in `sparsity`."""
+    grouping: Grouping | None = None
     """As in `sparsity`."""
     score: Score | None = None
     """As in `sparsity`."""

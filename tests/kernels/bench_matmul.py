@@ -58,7 +58,7 @@ def build(kind: str, data: Path, K: int, O: int, copies: int, dtype: str, n: int
         helper.make_tensor(name, TensorProto.FLOAT, value.shape, value.astype(np.float32).tobytes(), raw=True)
         for name, value in constants.items()
     ]
-    attributes = {"n": n, "m": m, "shift_mode": 0, "variance_correction": 0, "phase": 0}
+    attributes = {"n": n, "m": m, "shift_mode": 0, "variance_correction": 0, "phase": 0, "strided": 0}
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["tokens", K])]
     for c in range(copies):
         values, shift = "x", "token_shift"

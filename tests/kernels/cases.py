@@ -61,6 +61,7 @@ def cases(draw):
         "shift_mode": draw(st.integers(0, 2)),
         "variance_correction": draw(st.integers(0, 1)),
         "phase": draw(st.integers(0, 2)),
+        "strided": draw(st.integers(0, 1)),
     }
     return x, score, shift, attributes
 

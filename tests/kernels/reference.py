@@ -22,6 +22,14 @@ def keep_mask(s: np.ndarray, n: int, m: int) -> np.ndarray:
     return kept
 
 
+def strided_keep_mask(s: np.ndarray, n: int, m: int) -> np.ndarray:
+    """True for the n highest of the m scores of each group of channels that lie K / m apart."""
+    kept = np.zeros(s.shape, bool)
+    for first in range(len(s) // m):
+        kept[first :: len(s) // m] = keep_mask(s[first :: len(s) // m], n, m)
+    return kept
+
+
 def token_mean(xf: np.ndarray) -> np.float32:
     """The exact mean of a token, rounded once to float32."""
     if not np.isfinite(xf).all():
@@ -60,6 +68,7 @@ def nm_topk(
     shift_mode: int = STATIC,
     variance_correction: int = 0,
     phase: int = BOTH,
+    strided: int = 0,
     token_shift: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """NMTopK: x [..., K] of float32, float16 or bfloat16 (ml_dtypes); score and shift [K] float32.
@@ -84,7 +93,7 @@ def nm_topk(
                 shifts[t] = e
             z = xf - e
             if is_pruned(x.shape, phase) and n < m:
-                kept = keep_mask(np.abs(z) * score, n, m)
+                kept = strided_keep_mask(np.abs(z) * score, n, m) if strided else keep_mask(np.abs(z) * score, n, m)
                 p = np.where(kept, z, np.float32(0))
                 nu = variance_ratio(z, p) if variance_correction else np.float32(1)
             else:

@@ -18,7 +18,7 @@ DTYPES = {
     "float16": (np.float16, TensorProto.FLOAT16),
     "bfloat16": (ml_dtypes.bfloat16, TensorProto.BFLOAT16),
 }
-DEFAULTS = {"n": 2, "m": 4, "shift_mode": 0, "variance_correction": 0, "phase": 0}
+DEFAULTS = {"n": 2, "m": 4, "shift_mode": 0, "variance_correction": 0, "phase": 0, "strided": 0}
 
 
 def nm_topk_model(dtype: str = "float32", shape: list | None = None, name: str = "node", **attributes: int) -> bytes:

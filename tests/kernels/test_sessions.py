@@ -124,7 +124,7 @@ def test_bfloat16_values_are_bound_without_a_cast():
         ["x", "score", "shift"],
         ["values", "token_shift"],
         domain="ai.nm_export",
-        **{"n": 2, "m": 4, "shift_mode": 1, "variance_correction": 1, "phase": 0},
+        **{"n": 2, "m": 4, "shift_mode": 1, "variance_correction": 1, "phase": 0, "strided": 0},
     )
     info = helper.make_tensor_value_info
     graph = helper.make_graph(

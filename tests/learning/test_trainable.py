@@ -16,11 +16,12 @@ SHIFTS = ("none", "learned", "static_channel", "static_scalar", "dynamic_mean", 
 EPS = 1 / 128
 
 
-def linear(shift="learned", variance_correction=False, phase="both", dtype=torch.float32):
+def linear(shift="learned", variance_correction=False, phase="both", dtype=torch.float32, grouping="neighbours"):
     """A linear with every parameter, none of them neutral."""
     generator = torch.Generator().manual_seed(3)
     scheme = {
         "pattern": "4:8",
+        "grouping": grouping,
         "score": "weight_norm",
         "shift": shift,
         "phase": phase,
@@ -55,10 +56,12 @@ def weighted_sum(module, x, weights):
     return (module(x).double() * weights).sum()
 
 
+@pytest.mark.parametrize("grouping", ["neighbours", "strided"])
 @pytest.mark.parametrize("variance_correction", [False, True], ids=["plain", "var"])
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_gradients_are_finite_differences_with_the_kept_set_fixed(shift, variance_correction):
-    module, x = linear(shift, variance_correction), separated_input().requires_grad_()
+def test_gradients_are_finite_differences_with_the_kept_set_fixed(shift, variance_correction, grouping):
+    module = linear(shift, variance_correction, grouping=grouping)
+    x = separated_input().requires_grad_()
     generator = torch.Generator().manual_seed(5)
     weights = torch.randn(TOKENS, O, generator=generator, dtype=torch.float64)
     with trainable(module, {"linear": module}, EVERYTHING, weight_rank=RANK) as leaves:
@@ -98,10 +101,13 @@ def test_a_shift_that_linears_share_gets_the_sum_of_their_gradients():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grouping", ["neighbours", "strided"])
+@pytest.mark.parametrize("variance_correction", [False, True], ids=["plain", "var"])
 @pytest.mark.parametrize("phase", ["both", "decode"])
 @pytest.mark.parametrize("shift", SHIFTS)
-def test_the_linear_in_training_computes_the_same(shift, phase, dtype):
-    module, x = linear(shift, True, phase, dtype), separated_input().to(dtype)
+def test_the_linear_in_training_computes_the_same(shift, phase, variance_correction, grouping, dtype):
+    module = linear(shift, variance_correction, phase, dtype, grouping)
+    x = separated_input().to(dtype)
     with torch.no_grad():
         expected = module(x)
         with trainable(module, {"linear": module}, EVERYTHING, weight_rank=RANK):

@@ -93,6 +93,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "dynamic_median": {"pattern": "4:8", "shift": "dynamic_median", "phase": "prefill"},
     "static_scalar": {"pattern": "2:4", "shift": "static_scalar", "phase": "decode"},
     "static_channel": {"pattern": "2:4", "shift": "static_channel", "score": "weight_norm"},
+    "strided": {"pattern": "4:8", "grouping": "strided", "score": "weight_norm", "shift": "static_channel"},
     "unstructured": {"pattern": "30%", "score": "weight_norm", "variance_correction": True},
     "output_scale": {"pattern": "2:4", "output_scale": True},
     "output_bias": {"pattern": "2:4", "output_bias": "learned"},

@@ -77,6 +77,7 @@ def test_sparsity_section():
                 "output_scale": False,
                 "output_bias": "none",
                 "residual_rank": 0,
+                "grouping": "neighbours",
                 "modules": ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj"],
             }
         ],

@@ -40,6 +40,7 @@ def test_a_scheme_knows_its_numbers() -> None:
         "output_scale": False,
         "output_bias": "none",
         "residual_rank": 0,
+        "grouping": "neighbours",
     }
 
 

@@ -188,7 +188,7 @@ void check_token(const TopKCall<T>& call, size_t token, const T* values, float t
     scores[k] = std::fabs(z[k]) * (call.score.empty() ? 1.0f : call.score[k]);
   }
   const bool whole = !call.pruned || n == m;
-  const std::vector<bool> kept = slow::keep(scores, n, m);
+  const std::vector<bool> kept = slow::keep(scores, n, m, call.parameters.strided);
   for (size_t k = 0; k < call.channels; ++k) p[k] = whole || kept[k] ? z[k] : 0.0f;
   const double ratio = whole || !call.parameters.variance_correction ? 1 : slow::variance_ratio(z, p);
   for (size_t k = 0; k < call.channels; ++k) {
@@ -209,7 +209,8 @@ void check_token(const TopKCall<T>& call, size_t token, const T* values, float t
 
 template <class T>
 void fuzz_top_k(FuzzedDataProvider& data) {
-  const TopKCall<T> call = top_k_call<T>(data);
+  TopKCall<T> call = top_k_call<T>(data);
+  call.parameters.strided = data.ConsumeBool();  // which the C interface does not know
   const std::vector<float> ones(call.channels, 1.0f);
   const Shift shift = call.shift.size() > 1 ? Shift{call.shift.data(), 0.0f}
                                             : Shift{nullptr, call.shift.empty() ? 0.0f : call.shift[0]};

@@ -57,7 +57,7 @@ std::vector<Case> make_cases() {
   for (const int64_t tokens : {1, 3, 40}) {
     cases.push_back({"NMTopK",
                      ort::kFloat,
-                     {{"n", 8}, {"m", 16}, {"shift_mode", 2}, {"variance_correction", 1}, {"phase", 0}},
+                     {{"n", 8}, {"m", 16}, {"shift_mode", 2}, {"variance_correction", 1}, {"phase", 0}, {"strided", 1}},
                      {floats({tokens, 1024}, random), floats({1024}, random), floats({1024}, random)},
                      {}});
     cases.push_back({"NMSparseMatMul",

@@ -89,11 +89,12 @@ inline float median(std::vector<float> v) {
 }
 
 // Which channels are kept, from their scores.
-inline std::vector<bool> keep(const std::vector<float>& scores, size_t n, size_t m) {
+inline std::vector<bool> keep(const std::vector<float>& scores, size_t n, size_t m, bool strided = false) {
   std::vector<bool> kept(scores.size());
-  for (size_t start = 0; start < scores.size(); start += m) {
+  const size_t groups = scores.size() / m;
+  for (size_t group = 0; group < groups; ++group) {
     std::vector<size_t> order(m);
-    std::iota(order.begin(), order.end(), start);
+    for (size_t i = 0; i < m; ++i) order[i] = strided ? group + i * groups : group * m + i;
     std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
       if (std::isnan(scores[a]) || std::isnan(scores[b])) return std::isnan(scores[a]) && !std::isnan(scores[b]);
       return scores[a] > scores[b];
