@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <new>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -48,8 +49,15 @@ struct Job {
   }
 };
 
+// Products and sums of one token that take some 100 microseconds: longer calls always gain by several threads.
+constexpr size_t kShortCall = size_t{1} << 22;
+
 void run(const ProductNode& node, const SparseProduct& product, CallBuffers& buffers, ort::KernelContext* context) {
-  const SparseMatMul matmul(node.isa, product, node.workers, buffers);
+  const bool is_short = product.tokens == 1 && product.channels * product.weight.columns <= 2 * kShortCall;
+  std::optional<TimedCall> timed;
+  if (is_short) timed.emplace(*node.of_one_token);
+  const size_t workers = timed.has_value() && !timed->several() ? 1 : node.workers;
+  const SparseMatMul matmul(node.isa, product, workers, buffers);
   Job job{matmul};
   if (matmul.tasks() == 1) {
     job.run(0);
@@ -69,7 +77,7 @@ ProductNode make_product_node(const Operator& op, const ort::KernelInfo* info) {
   if (isa.products == nullptr) fail(api, ort::kInvalidArgument, name + ": " + isa.error);
   // The size of ONNX Runtime's pool is not told; more tasks than it has threads cost little.
   const size_t workers = std::max(1u, std::thread::hardware_concurrency());
-  return {op.api, op.inputs[kValuesInput], name, isa, workers};
+  return {op.api, op.inputs[kValuesInput], name, isa, workers, std::make_unique<ThreadChoice>()};
 }
 
 ProductShapes product_shapes(const ProductNode& node, const ort::KernelContext* context) {

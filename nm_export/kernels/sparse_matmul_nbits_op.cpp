@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "product_call.h"
@@ -115,10 +116,11 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
   const Operator& self = operator_of(op);
   const Api& api = *self.api;
   return guarded(api, kName, [&] {
-    const ProductNode node = make_product_node(self, info);
+    ProductNode node = make_product_node(self, info);
     const WeightType type = weight_type_of(self.inputs[kWeightInput]);
-    *kernel = new Kernel{node, type, block_size_of(api, info, node.name), has_constant_zeros(api, info, type),
-                         may_round(api, info, node.name)};
+    const std::string name = node.name;
+    *kernel = new Kernel{std::move(node), type, block_size_of(api, info, name), has_constant_zeros(api, info, type),
+                         may_round(api, info, name)};
   });
 }
 

@@ -150,6 +150,56 @@ void test_rounded(const InstructionSet& isa, std::mt19937& random) {
   }
 }
 
+// One token's result does not depend on the number of workers, which is chosen by time.
+void test_workers(const InstructionSet& isa, std::mt19937& random) {
+  const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
+  const auto type = static_cast<WeightType>(random() % 7);
+  const size_t channels = up_to(300);
+  const size_t columns = 2 * up_to(2000);
+  const size_t block_size = kSmallestBlock << random() % 5;
+  const size_t blocks = (columns + block_size - 1) / block_size;
+  std::normal_distribution<float> normal;
+
+  std::vector<float> weight(channels * columns), values(channels), scales(channels * blocks), zeros(columns);
+  std::vector<unsigned char> stored(weight.size() * sizeof(float));
+  const bool is_float = type <= WeightType::kBFloat16;
+  for (size_t i = 0; is_float && i < weight.size(); ++i) {
+    const float number = type == WeightType::kFloat32 ? normal(random) : small_number(random);
+    store(number, type, stored.data() + i * (type == WeightType::kFloat32 ? 4 : 2));
+  }
+  for (size_t i = 0; !is_float && i < stored.size(); ++i) stored[i] = static_cast<unsigned char>(random());
+  for (float& value : values) value = random() % 2 == 0 ? 0.0f : normal(random);
+  for (float& scale : scales) scale = normal(random);
+
+  Weight matrix{};
+  matrix.type = type;
+  matrix.data = stored.data();
+  matrix.columns = columns;
+  if (!is_float) {
+    matrix.scales = scales.data();
+    matrix.block_size = block_size;
+    matrix.blocks = blocks;
+  }
+  const auto multiply = [&](size_t workers) {
+    std::vector<float> y(columns);
+    const float token_shift = 0.0f;
+    const SparseProduct product{matrix,       values.data(), zeros.data(), &token_shift,
+                                zeros.data(), y.data(),      1,            channels,     !is_float};
+    CallBuffers call_buffers;
+    WorkerBuffers worker_buffers;
+    const SparseMatMul matmul(isa, product, workers, call_buffers);
+    for (size_t task = 0; task < matmul.tasks(); ++task) matmul.run(task, worker_buffers);
+    return y;
+  };
+  const std::vector<float> alone = multiply(1);
+  const std::vector<float> shared = multiply(up_to(20));
+  if (std::memcmp(alone.data(), shared.data(), columns * sizeof(float)) != 0) {
+    std::fprintf(stderr, "other numbers by several workers with %s, K = %zu, O = %zu, weight type %d\n", isa.name,
+                 channels, columns, static_cast<int>(type));
+    std::exit(1);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -160,6 +210,7 @@ int main() {
     for (int round = 0; round < 150; ++round) {
       test_product(isa, random);
       test_rounded(isa, random);
+      test_workers(isa, random);
     }
     std::printf("%s: ok\n", name);
   }
