@@ -8,9 +8,11 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 
-// Up to so many tokens add rows from memory; more of them share packed tiles. Measured at 4096 x 4096: the times are
-// equal at 8 tokens, for weights of 32 and of 16 bits.
-constexpr size_t kFewTokens = 8;
+// Up to so many tokens add rows from memory; more of them share packed tiles. Measured at 4096 x 1024 and 4096 x 4096 on
+// AMD EPYC (Zen 4): at 6 tokens the times of float32 weights are equal, at 8 tiles take a tenth to a quarter less. Of
+// codes, up to 8 tokens multiply bytes: docs/semantics.md.
+constexpr size_t kFewTokens = 6;
+constexpr size_t kFewTokensOfCodes = 8;
 
 // Columns of a task. A row should be read in pieces as long as can be, or the memory does not deliver: of float32 rows
 // of 14,336 numbers 7,168 at once took a sixth less time than 2,048. By tiles, the weights of a block of channels stay
@@ -51,7 +53,7 @@ SparseMatMul::SparseMatMul(const InstructionSet& isa, const SparseProduct& produ
       integers_(*isa.integers),
       product_(product),
       blocks_(ceil_div(product.channels, kBlockChannels)),
-      by_rows_(product.tokens <= kFewTokens) {
+      by_rows_(product.tokens <= (product.weight.type >= WeightType::kInt8 ? kFewTokensOfCodes : kFewTokens)) {
   // Half of the channels are kept in the usual patterns.
   const size_t work = product.tokens * ceil_div(product.channels, 2) * product.weight.columns;
   workers = std::max<size_t>(1, std::min(workers, work / kWorkOfTask));
