@@ -396,3 +396,13 @@ def test_nobody_is_asked_anything(place):
 def test_a_sparse_model_is_not_made_sparse_again(exported, tmp_path):
     with pytest.raises(UserError, match="has N:M sparsity already"):
         pipeline.run(tiny_recipe(exported), output_dir=tmp_path / "again")
+
+
+def test_no_home(place):
+    """As for a service whose user has none: the folder does not exist and cannot be made."""
+    for name in [name for name in place.environment if name.startswith(("HF_", "XDG_"))]:
+        del place.environment[name]
+    place.environment["HOME"] = "/proc/nobody"
+    result = place.run("--skip-onnx", "--overwrite")
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in place.root.iterdir()} == {"out", "recipe.yaml"}
