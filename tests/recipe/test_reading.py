@@ -133,6 +133,21 @@ def test_a_huge_text_is_refused() -> None:
     assert "too many" in refusal("# " + "x" * 1_000_001)
 
 
+def test_a_file_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+
+    def peak() -> int:
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+    path = write(tmp_path, MODEL)
+    with path.open("r+b") as file:
+        file.truncate(2**30)  # holes, which take no disk
+    before = peak()
+    with pytest.raises(UserError, match="too many"):
+        load_recipe(path)
+    assert peak() - before < 100_000  # KiB, or bytes on macOS
+
+
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     good = write(tmp_path, MODEL)
     assert load_recipe(good).model.source == "some/model"
@@ -235,3 +250,20 @@ def test_any_yaml_is_a_recipe_or_a_sentence(tree: object) -> None:
 @settings(max_examples=300, deadline=None)
 def test_any_section_is_a_recipe_or_a_sentence(sections: dict[str, object]) -> None:
     assert outcome(yaml.safe_dump({"model": {"source": "a"}} | sections, allow_unicode=True))
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_any_change_of_a_shipped_recipe_is_a_recipe_or_a_sentence(data: st.DataObject) -> None:
+    text = data.draw(st.sampled_from(SHIPPED)).read_text(encoding="utf-8")
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(text)))
+        end = min(len(text), start + data.draw(st.integers(0, 12)))
+        put = data.draw(
+            st.one_of(st.text(max_size=6), st.sampled_from(["\n", ": ", "- ", "[", "{", "*a", "&a ", "!!x "]))
+        )
+        text = text[:start] + put + text[end:]
+    assert outcome(text)
