@@ -7,10 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from nm_export import modeling
 from nm_export.card.loading import naming
 from nm_export.card.write import CARD, REPORT
 from nm_export.errors import UserError
 from nm_export.progress import track
+from nm_export.versions import installed_versions
 
 _LIBRARIES = (".so", ".dylib", ".dll")
 
@@ -98,6 +100,22 @@ def check_verified(folder: Path) -> None:
             f"{folder} holds this platform's compiled kernel and opens nowhere else; "
             f"run `nm-export enable-genai {folder} --off` first."
         )
+
+
+def check_code(folder: Path, contents: dict[str, File]) -> None:
+    """Raise a UserError unless the code among the folder's contents, which readers run, is this package's."""
+    ours = {path.name: File(path) for path in Path(modeling.__file__).parent.glob("*_nm_sparse.py")}
+    for name, file in contents.items():
+        if not name.endswith(".py"):
+            continue
+        if name not in ours:
+            raise UserError(f"{folder / name} is no file of an export, and no other code is published; remove it.")
+        if file.sha256 != ours[name].sha256:
+            version = installed_versions(["nm_export"]).get("nm_export", "a checkout")
+            raise UserError(
+                f"{folder / name} is not the code of this nm_export ({version}): it was changed, or another version "
+                "wrote it. Export the model again, or publish it with the version that wrote it."
+            )
 
 
 def _passed(report: Any, wanted: list[str]) -> bool:

@@ -12,7 +12,7 @@ from rich.text import Text
 from nm_export.errors import UserError
 from nm_export.publishing.base_on_hub import check_base
 from nm_export.publishing.base_weights import base_weights_of
-from nm_export.publishing.contents import check_verified, hash_contents, read_contents
+from nm_export.publishing.contents import check_code, check_verified, hash_contents, read_contents
 from nm_export.publishing.hub_requests import PAUSES, bounded_waits, explained, reason, repeated
 from nm_export.publishing.received import check_received
 from nm_export.publishing.repository import Destination, check_destination, open_repository
@@ -110,7 +110,8 @@ def push(folder: Path, destination: Destination) -> Publication:
         destination: where to.
 
     Raises:
-        UserError: the folder was not verified, or the Hub does not let this account write there.
+        UserError: the folder was not verified or holds other code than this package's, or the Hub does not let this
+            account write there.
         NMExportError: the Hub refused, the connection broke, or the Hub holds other bytes than were sent. The local
             folder is untouched.
     """
@@ -122,6 +123,7 @@ def push(folder: Path, destination: Destination) -> Publication:
         with bounded_waits(), explained(base.get("repo_id", repo_id), again):
             check_base(HfApi(), base, destination)
     contents = read_contents(folder, repo_id)
+    check_code(folder, contents)
     hash_contents(contents)
     with bounded_waits(), explained(repo_id, again):
         api = HfApi()

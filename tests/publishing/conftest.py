@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
+from nm_export.modeling import modeling_nm_sparse
 from nm_export.publishing import hub_requests
 from tests.publishing.hub_server import WRITE, HubServer
 
@@ -67,7 +69,7 @@ def folder(tmp_path):
             "config.json": '{"model_type": "nm_sparse"}\n',
             "measurements.json": json.dumps({"verification": verification(), "onnx": True}),
             "model.safetensors": content("weights", 40_000),
-            "modeling_nm_sparse.py": "# the model's code\n",
+            "modeling_nm_sparse.py": Path(modeling_nm_sparse.__file__).read_bytes(),
             "nm_export.json": "{}\n",
             "onnx/model.onnx": content("graph", 3_000),
             "onnx/model.onnx.data": content("data", 30_000),

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LFS_FROM = 10_000
+LFS_FROM = 28_000
 """Bytes from which a file is kept as a large file; the real Hub decides by .gitattributes and at 10 MB."""
 
 WRITE, READ, STRANGER = "hf_write", "hf_read", "hf_stranger"

@@ -50,7 +50,7 @@ def test_the_same_again_changes_nothing(hub, folder):
 def test_a_new_version_replaces_the_old_in_one_commit(hub, folder):
     publish(folder)
     (folder / "model.safetensors").unlink()
-    write_files(folder, {"model-00001-of-00001.safetensors": content("new", 20_000), "config.json": "{}"})
+    write_files(folder, {"model-00001-of-00001.safetensors": content("new", 35_000), "config.json": "{}"})
     publication = publish(folder)
     assert (publication.sent, publication.present, publication.deleted) == (2, 7, ("model.safetensors",))
     assert hub.repositories[REPO].files() == expected(folder)
@@ -214,6 +214,18 @@ def test_nothing_is_published_unverified(change, message, hub, folder):
     change(report)
     (folder / "measurements.json").write_text(json.dumps({"verification": report}))
     with pytest.raises(UserError, match=message):
+        publish(folder)
+    assert not hub.repositories
+
+
+def test_only_the_packages_own_code_is_published(hub, folder):
+    code = folder / "modeling_nm_sparse.py"
+    code.write_bytes(code.read_bytes() + b"import os\n")
+    with pytest.raises(UserError, match=r"modeling_nm_sparse\.py is not the code of this nm_export .*Export the model"):
+        publish(folder)
+    code.write_bytes(code.read_bytes().removesuffix(b"import os\n"))
+    write_files(folder, {"onnx/modeling_nm_sparse.py": code.read_bytes()})
+    with pytest.raises(UserError, match=r"onnx/modeling_nm_sparse\.py is no file of an export"):
         publish(folder)
     assert not hub.repositories
 
