@@ -49,13 +49,13 @@ struct Job {
   }
 };
 
-// Products and sums of one token that take some 100 microseconds: longer calls always gain by several threads.
-constexpr size_t kShortCall = size_t{1} << 22;
+// One token's product with more weights takes so long, a millisecond and more as float32, that several threads pay.
+constexpr size_t kWeightsOfShortCall = size_t{1} << 23;
 
 void run(const ProductNode& node, const SparseProduct& product, CallBuffers& buffers, ort::KernelContext* context) {
-  const bool is_short = product.tokens == 1 && product.channels * product.weight.columns <= 2 * kShortCall;
+  const size_t weights = product.channels * product.weight.columns;
   std::optional<TimedCall> timed;
-  if (is_short) timed.emplace(*node.of_one_token);
+  if (product.tokens == 1 && weights <= kWeightsOfShortCall && node.workers > 1) timed.emplace(*node.of_one_token);
   const size_t workers = timed.has_value() && !timed->several() ? 1 : node.workers;
   const SparseMatMul matmul(node.isa, product, workers, buffers);
   Job job{matmul};
