@@ -12,6 +12,7 @@ from nm_export.estimates.costs import Cost, Disk, costs, disk
 from nm_export.estimates.rates import Rates, measure_rates
 from nm_export.estimates.shapes import Shapes, find_shapes
 from nm_export.finished import made_by
+from nm_export.onnx.base_graph import AUTHORS
 from nm_export.plan import Plan
 from nm_export.publishing.base_weights import check_source
 from nm_export.publishing.folder import check_target
@@ -186,7 +187,7 @@ def _steps(
         yield f"write {target}{size}"
     if with_onnx:
         size = f": {_size(estimate.disk.onnx)}" if estimate else ""
-        yield f"export it to {target}/onnx, weights of {recipe.onnx.precision}{size}"
+        yield f"export it to {target}/onnx{_exporter(recipe, shapes)}, weights of {recipe.onnx.precision}{size}"
     if recipe.verify.enabled:
         yield "verify that the reloaded model and ONNX Runtime keep the same channels; stop if they do not"
     if held_out.enabled:
@@ -204,6 +205,16 @@ def _steps(
         visibility = "private" if private else "public"
         size = f": {_size(estimate.disk.safetensors + estimate.disk.onnx)}" if estimate else ""
         yield f"publish the folder {how}as {name} ({visibility}) on the Hugging Face Hub{where}{size}"
+
+
+def _exporter(recipe: Recipe, shapes: Shapes | None) -> str:
+    """Whose work the graph would be, as far as that is known."""
+    name = recipe.onnx.exporter
+    if name == "auto":
+        if shapes is None:
+            return ""
+        name = "builder" if shapes.has_builder else "generic"
+    return f" with {AUTHORS[name]}"
 
 
 def _table(plan: Plan, every_module: bool) -> Table:

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from nm_export.modeling import NMSparseForCausalLM
+from nm_export.onnx.base_graph import builder_architecture
 from nm_export.plan import Plan, PlannedLinear, make_plan
 from nm_export.recipe import OnnxSection, Recipe
 from nm_export.sources import load_config_only
@@ -47,6 +48,7 @@ class Shapes:
         tied: whether the output layer's weight is the embedding.
         positions: of the tables of rotary embeddings in an ONNX graph.
         head_size: channels of an attention head.
+        has_builder: whether onnxruntime-genai has a graph builder for the architecture.
     """
 
     plan: Plan
@@ -56,6 +58,7 @@ class Shapes:
     tied: bool
     positions: int
     head_size: int
+    has_builder: bool
 
     @property
     def new(self) -> dict[str, Tensor]:
@@ -138,7 +141,8 @@ def find_shapes(recipe: Recipe) -> Shapes:
     heads = getattr(text, "num_attention_heads", 1)
     head_size = getattr(text, "head_dim", None) or columns // heads
     positions = getattr(text, "max_position_embeddings", 0)
-    return Shapes(plan, tensors, dtype, (rows, columns), tied, positions, head_size)
+    has_builder = builder_architecture(type(sparse)) is not None
+    return Shapes(plan, tensors, dtype, (rows, columns), tied, positions, head_size, has_builder)
 
 
 def _linear_bytes(linear: PlannedLinear, onnx: OnnxSection) -> int:

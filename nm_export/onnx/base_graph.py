@@ -80,6 +80,11 @@ def architecture(model: "PreTrainedModel") -> str:
     return next(names, type(model).__name__)
 
 
+def builder_architecture(model_class: type) -> str | None:
+    """Name of the transformers class by which the graph builder knows models of a class; None where it does not."""
+    return next((base.__name__ for base in model_class.__mro__ if base.__name__ in _BUILDERS), None)
+
+
 def check_exportable(model: "PreTrainedModel", opset: int | None = None) -> None:
     """Refuse what no exporter takes.
 
@@ -119,7 +124,7 @@ def build_base_graph(
         UserError: an architecture or opset that is not supported; onnxruntime-genai is not installed.
     """
     check_exportable(model, opset)
-    name = next((base.__name__ for base in type(model).__mro__ if base.__name__ in _BUILDERS), None)
+    name = builder_architecture(type(model))
     if name is None:
         raise UserError(f"The graph builder of onnxruntime-genai does not know {architecture(model)}.")
     require("onnxruntime_genai", "genai")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
-from transformers import LlamaConfig, MistralConfig
+from transformers import LlamaConfig, MistralConfig, StableLmConfig
 
 from nm_export import pipeline
 from nm_export.dry_run import dry_run
@@ -122,6 +122,22 @@ def test_needs_the_configuration_only(tiny_source, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text((tiny_source / "config.json").read_text())
     assert dry_run(tiny_recipe(tmp_path / "model")).shapes.parameters > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "exporter", "named"),
+    [
+        (LlamaConfig, "auto", "the graph builder of onnxruntime-genai"),
+        (LlamaConfig, "generic", "the exporter of transformers"),
+        (StableLmConfig, "auto", "the exporter of transformers"),
+    ],
+)
+def test_names_the_exporter(config, exporter, named, tmp_path):
+    config(**SIZES, architectures=[config.__name__.replace("Config", "ForCausalLM")]).save_pretrained(
+        tmp_path / "model"
+    )
+    result = dry_run(tiny_recipe(tmp_path / "model", onnx={"exporter": exporter}), output_dir=tmp_path / "out")
+    assert any(f"/onnx with {named}, weights of fp32" in step for step in result.steps)
 
 
 def test_refuses_what_a_run_would_refuse(tiny_source, tmp_path):
