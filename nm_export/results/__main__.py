@@ -38,7 +38,7 @@ def main(
     ] = 32,
     learned_length: Annotated[int, typer.Option(min=2, help="Tokens in each of them.")] = 256,
     windows: Annotated[int, typer.Option(min=1, help="Windows of each text.")] = WINDOWS,
-    limit: Annotated[int, typer.Option(min=1, help="Examples of each task.")] = 200,
+    limit: Annotated[int, typer.Option(min=1, help="Examples of each task.")] = 100,
     measure: Annotated[bool, typer.Option(help="Measure; otherwise write the page from what is there.")] = True,
 ) -> None:
     """Measure every method under one protocol, row by row, and write docs/results.md.
