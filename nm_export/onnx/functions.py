@@ -4,7 +4,7 @@ A runtime that has no kernel for an operator of the domain `ai.nm_export` execut
 name instead, so that an exported file runs wherever ONNX runs. The body of `NMTopK` states docs/semantics.md once more:
 
     z      = float32(x) - e           e: the static shift, or the token's mean or median
-    values = T(nu * where(k, z, 0))   k: top n of every m neighbours by |z| * score
+    values = T(nu * where(k, z, 0))   k: top n of every m by |z| * score, neighbours or strided
 """
 
 from collections.abc import Iterable
