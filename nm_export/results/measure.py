@@ -193,7 +193,7 @@ class Bench:
 
     def key(self, row: Row) -> str:
         """Hash of what a row's model is: recipe, weights, calibration text."""
-        settings = row.recipe.to_dict()
+        settings = _settings(row)
         return digest(
             {
                 "sparsity": settings["sparsity"],
@@ -281,7 +281,7 @@ class Bench:
             },
         )
         known["measured_on"] = _machine()
-        settings = row.recipe.to_dict()
+        settings = _settings(row)
         known["row"], known["note"] = row.name, row.note
         known["recipe"] = {section: settings[section] for section in ("model", "sparsity", "calibration", "learning")}
         known["code"] = self._code(row)
@@ -294,6 +294,15 @@ class Bench:
         if name not in self._documents:
             self._documents[name] = digest(list(load_text(section)))
         return self._documents[name]
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    """The recipe as a dictionary, in which a local text has its name only: what it says is known by its hash."""
+    settings = row.recipe.to_dict()
+    dataset = Path(settings["calibration"]["dataset"])
+    if dataset.is_file():
+        settings["calibration"]["dataset"] = dataset.name
+    return settings
 
 
 def _task_values(score: TaskScore) -> dict[str, Any]:

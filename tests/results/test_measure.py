@@ -197,6 +197,21 @@ def _invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+def test_where_the_calibration_text_lies_is_nobodys_business(recipes, text, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "folder" / text.name
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(text.read_text())
+    first, second = (
+        next(row for row in read_rows(recipes, calibration=str(path)) if row.name == "rsparse2_8of16")
+        for path in (text, elsewhere)
+    )
+    bench = _bench(first, tmp_path / "store", text)
+    assert bench.key(first) == bench.key(second)
+    bench.measure(second)
+    [stored] = (tmp_path / "store").glob("*.json")
+    assert str(tmp_path) not in stored.read_text()
+
+
 def test_the_command_measures_and_writes(recipes, text, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     page = tmp_path / "docs" / "results.md"
