@@ -3,10 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>

@@ -36,6 +36,19 @@ void store(float value, WeightType type, unsigned char* target) {
   std::memcpy(target, &half, sizeof half);
 }
 
+void add_scales(Weight& weight, const std::vector<float>& scales, size_t block_size) {
+  weight.scales = scales.data();
+  weight.block_size = block_size;
+  weight.blocks = (weight.columns + block_size - 1) / block_size;
+}
+
+void multiply(const InstructionSet& isa, const SparseProduct& product, size_t workers) {
+  CallBuffers call_buffers;
+  WorkerBuffers worker_buffers;
+  const SparseMatMul matmul(isa, product, workers, call_buffers);
+  for (size_t task = 0; task < matmul.tasks(); ++task) matmul.run(task, worker_buffers);
+}
+
 void test_product(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
   const size_t tokens = random() % 2 == 0 ? up_to(10) : up_to(300);
@@ -59,10 +72,7 @@ void test_product(const InstructionSet& isa, std::mt19937& random) {
   matrix.columns = columns;
   const SparseProduct product{matrix,        values.data(), bias.data(), token_shift.data(),
                               offset.data(), y.data(),      tokens,      channels,    false};
-  CallBuffers call_buffers;
-  WorkerBuffers worker_buffers;
-  const SparseMatMul matmul(isa, product, up_to(20), call_buffers);
-  for (size_t task = 0; task < matmul.tasks(); ++task) matmul.run(task, worker_buffers);
+  multiply(isa, product, up_to(20));
 
   // Multiples of 1/64 below 2^16: float32 holds every sum exactly.
   for (size_t t = 0; t < tokens; ++t) {
@@ -105,16 +115,11 @@ void test_rounded(const InstructionSet& isa, std::mt19937& random) {
   weight.type = type;
   weight.data = codes.data();
   weight.columns = columns;
-  weight.scales = scales.data();
+  add_scales(weight, scales, block_size);
   weight.zero_points = random() % 2 == 0 ? zero_points.data() : nullptr;
-  weight.block_size = block_size;
-  weight.blocks = blocks;
   const SparseProduct product{weight,       values.data(), zeros.data(), zeros.data(),
                               zeros.data(), y.data(),      tokens,       channels,     true};
-  CallBuffers call_buffers;
-  WorkerBuffers worker_buffers;
-  const SparseMatMul matmul(isa, product, up_to(20), call_buffers);
-  for (size_t task = 0; task < matmul.tasks(); ++task) matmul.run(task, worker_buffers);
+  multiply(isa, product, up_to(20));
 
   const auto code = [&](const std::vector<uint8_t>& bytes, size_t index) {
     const int stored = bits == 8 ? bytes[index] : bytes[index / 2] >> (index % 2 * 4) & 15;
@@ -175,24 +180,17 @@ void test_workers(const InstructionSet& isa, std::mt19937& random) {
   matrix.type = type;
   matrix.data = stored.data();
   matrix.columns = columns;
-  if (!is_float) {
-    matrix.scales = scales.data();
-    matrix.block_size = block_size;
-    matrix.blocks = blocks;
-  }
-  const auto multiply = [&](size_t workers) {
+  if (!is_float) add_scales(matrix, scales, block_size);
+  const auto product_by = [&](size_t workers) {
     std::vector<float> y(columns);
     const float token_shift = 0.0f;
     const SparseProduct product{matrix,       values.data(), zeros.data(), &token_shift,
                                 zeros.data(), y.data(),      1,            channels,     !is_float};
-    CallBuffers call_buffers;
-    WorkerBuffers worker_buffers;
-    const SparseMatMul matmul(isa, product, workers, call_buffers);
-    for (size_t task = 0; task < matmul.tasks(); ++task) matmul.run(task, worker_buffers);
+    multiply(isa, product, workers);
     return y;
   };
-  const std::vector<float> alone = multiply(1);
-  const std::vector<float> shared = multiply(up_to(20));
+  const std::vector<float> alone = product_by(1);
+  const std::vector<float> shared = product_by(up_to(20));
   if (std::memcmp(alone.data(), shared.data(), columns * sizeof(float)) != 0) {
     std::fprintf(stderr, "other numbers by several workers with %s, K = %zu, O = %zu, weight type %d\n", isa.name,
                  channels, columns, static_cast<int>(type));
