@@ -43,7 +43,9 @@ def card_markdown(facts: Facts, pictures: Mapping[str, str]) -> ModelCard:
 def _introduction(facts: Facts) -> str:
     macs = facts.provenance["linear_macs"]
     base = f"[{facts.base_id}](https://huggingface.co/{facts.base_id})" if facts.base_id else facts.base_name
-    patterns = sorted({(scheme["prune"], scheme["pattern"]) for scheme in facts.sparsity["schemes"]})
+    patterns = sorted(
+        {(scheme["prune"], scheme["pattern"], scheme["grouping"]) for scheme in facts.sparsity["schemes"]}
+    )
     kept = " or ".join(_kept(*pattern) for pattern in patterns)
     rewritten = facts.sparsity["rewritten"]
     added = f", and repairing what was dropped adds {macs['added_share']:.1%}" if macs["added_share"] else ""
@@ -77,11 +79,12 @@ def _in_short(facts: Facts) -> str:
     return f"{text}." if text else ""
 
 
-def _kept(prune: str, pattern: str) -> str:
+def _kept(prune: str, pattern: str, grouping: str) -> str:
     what = "inputs" if prune == "activations" else "weights"
     if pattern.endswith("%"):
         return f"{pattern} of the {what}"
-    return "{} of every {} neighbouring {}".format(*pattern.split(":"), what)
+    n, m = pattern.split(":")
+    return f"{n} of every {m} {'neighbouring' if grouping == 'neighbours' else grouping} {what}"
 
 
 def _quality(facts: Facts, pictures: Mapping[str, str]) -> Iterator[str]:
