@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from nm_export.errors import UserError
+from nm_export.modeling.configuration_nm_sparse import SCHEME_DEFAULTS
 from nm_export.recipe import Recipe, load_recipe
 
 
@@ -76,11 +77,12 @@ def read_facts(folder: Path, *, name: str, repository: str) -> Facts:
         UserError: a file of it is missing or damaged.
     """
     config = _read(folder / "config.json", "sparsity")
+    sparsity = config["sparsity"]
     return Facts(
         name=name,
         repository=repository,
         provenance=_read(folder / "nm_export.json", "base_model", "linear_macs", "versions"),
-        sparsity=config["sparsity"],
+        sparsity={**sparsity, "schemes": [SCHEME_DEFAULTS | scheme for scheme in sparsity["schemes"]]},
         base_weights=config.get("base_weights"),
         numbers=_read(folder / "measurements.json", "verification"),
         recipe=load_recipe(folder / "recipe.yaml"),
