@@ -1,6 +1,7 @@
 #include "median.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -23,22 +24,14 @@ float from_ordered_key(uint32_t key) {
 }
 
 // So few candidates are sorted out by themselves.
-constexpr size_t kFew = 128;
+constexpr size_t kFew = 32;
 
-}  // namespace
+// Where the number of rank `rank` is: in [low, high) of the keys, which hold `inside` numbers, `below` are lower.
+struct Bracket {
+  uint32_t low, high;
+  size_t below, inside;
 
-float median(const RowKernels& kernels, const float* v, size_t channels) {
-  if (kernels.has_nan(v, channels)) return std::numeric_limits<float>::quiet_NaN();
-
-  // Bisection over the keys: the median lies in [low, high), where the numbers of rank [below, below + inside) are.
-  const size_t rank = (channels - 1) / 2;
-  uint32_t low = ordered_key(-std::numeric_limits<float>::infinity());
-  uint32_t high = ordered_key(std::numeric_limits<float>::infinity()) + 1;
-  size_t below = 0;
-  size_t inside = channels;
-  while (inside > kFew && high - low > 1) {
-    const uint32_t middle = low + (high - low) / 2;
-    const size_t below_middle = kernels.count_below(v, from_ordered_key(middle), channels);
+  void split(uint32_t middle, size_t below_middle, size_t rank) {
     if (below_middle <= rank) {
       inside -= below_middle - below;
       below = below_middle;
@@ -48,20 +41,44 @@ float median(const RowKernels& kernels, const float* v, size_t channels) {
       high = middle;
     }
   }
-  const float smallest = from_ordered_key(low);
-  if (inside > kFew) return smallest;  // all of them are this one number
 
-  // Above +inf this is a NaN, which no number is at least.
-  const float limit = from_ordered_key(high);
-  float candidates[kFew + 1] = {};  // one more, which the loop writes to after all were found
-  size_t count = 0;
-  for (size_t i = 0; i < channels; ++i) {
-    candidates[count] = v[i];
-    // Not &&: a branch would be mispredicted for every second number.
-    count += static_cast<size_t>(v[i] >= smallest) & static_cast<size_t>(!(v[i] >= limit));
+  // Halves the numbers' range of exponents: quick where they are of different orders of magnitude.
+  uint32_t bisection() const { return low + (high - low) / 2; }
+
+  // Cuts most of the numbers off, if they are spread evenly: a little beside the rank, on the side that has more.
+  uint32_t interpolation(size_t rank) const {
+    const float first = from_ordered_key(low);
+    const float last = from_ordered_key(high);
+    if (!std::isfinite(first) || !std::isfinite(last)) return bisection();
+    const auto all = static_cast<float>(inside);
+    const auto wanted = static_cast<float>(rank - below);
+    const float margin = std::max(static_cast<float>(kFew) / 4, all / 32);
+    const float share = (wanted < all / 2 ? wanted + margin : std::max(wanted - margin, 0.5f)) / all;
+    const uint32_t middle = ordered_key(first + (last - first) * share);
+    return std::min(std::max(middle, low + 1), high - 1);
   }
-  float* const found = candidates + (rank - below);
-  std::nth_element(candidates, found, candidates + count);
+};
+
+}  // namespace
+
+float median(const RowKernels& kernels, const float* v, size_t channels) {
+  if (kernels.has_nan(v, channels)) return std::numeric_limits<float>::quiet_NaN();
+
+  const size_t rank = (channels - 1) / 2;
+  Bracket bracket = {ordered_key(-std::numeric_limits<float>::infinity()),
+                     ordered_key(std::numeric_limits<float>::infinity()) + 1, 0, channels};
+  for (bool bisects = true; bracket.inside > kFew && bracket.high - bracket.low > 1; bisects = !bisects) {
+    const uint32_t middle = bisects ? bracket.bisection() : bracket.interpolation(rank);
+    bracket.split(middle, kernels.count_below(v, from_ordered_key(middle), channels), rank);
+  }
+  const float smallest = from_ordered_key(bracket.low);
+  if (bracket.inside > kFew) return smallest;  // all of them are this one number
+
+  // Above +inf the limit is a NaN, which no number is at least.
+  float candidates[kFew + kGatherSlack];
+  kernels.gather_between(v, smallest, from_ordered_key(bracket.high), channels, candidates);
+  float* const found = candidates + (rank - bracket.below);
+  std::nth_element(candidates, found, candidates + bracket.inside);
   return *found;
 }
 

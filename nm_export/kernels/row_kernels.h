@@ -25,6 +25,9 @@ struct Shift {
   float scalar;
 };
 
+// The widest vector of any instruction set.
+constexpr size_t kGatherSlack = 16;
+
 struct RowKernels {
   // values[j] = z[j] where channel j is among the n highest scores |z| * score of its m neighbours, else +0.
   // `channels` is a multiple of m, and n < m. `values` overlaps no input.
@@ -43,6 +46,9 @@ struct RowKernels {
   // For the median: whether v holds a NaN, and how many numbers are less than `limit`.
   bool (*has_nan)(const float* v, size_t channels);
   size_t (*count_below)(const float* v, float limit, size_t channels);
+  // found = the numbers of v that are at least `first` and not at least `limit`, in their order. What lies behind them
+  // is written to as well, up to kGatherSlack numbers.
+  void (*gather_between)(const float* v, float first, float limit, size_t channels, float* found);
   // For groups larger than a Pattern: how many keys are not less than `limit`.
   size_t (*count_at_least)(const int32_t* keys, int32_t limit, size_t channels);
   // float16 and bfloat16 from and to float32, rounded to the nearest, ties to even.

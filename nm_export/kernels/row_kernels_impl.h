@@ -349,6 +349,23 @@ size_t count_below(const float* v, float limit, size_t channels) {
 }
 
 template <class Lanes>
+void gather_between(const float* v, float first, float limit, size_t channels, float* found) {
+  size_t i = 0;
+  if constexpr (Lanes::kCompresses) {
+    const auto firsts = Lanes::broadcast(first);
+    const auto limits = Lanes::broadcast(limit);
+    for (; i + Lanes::kWidth <= channels; i += Lanes::kWidth) {
+      found = Lanes::store_between(found, Lanes::load(v + i), firsts, limits);
+    }
+  }
+  for (; i < channels; ++i) {
+    *found = v[i];
+    // Not &&: a branch would be mispredicted for every second number.
+    found += static_cast<size_t>(v[i] >= first) & static_cast<size_t>(!(v[i] >= limit));
+  }
+}
+
+template <class Lanes>
 size_t count_at_least(const int32_t* keys, int32_t limit, size_t channels) {
   const auto limits = Lanes::broadcast_int(limit);
   auto counts = Lanes::broadcast_int(0);
@@ -464,9 +481,10 @@ inline void narrow_bfloat16(const float* source, size_t channels, uint16_t* targ
 
 template <class Lanes>
 constexpr RowKernels row_kernels() {
-  return {prune<Lanes>,          keep_mask<Lanes>, subtract<Lanes>,    scale<Lanes>,          sum<Lanes>,
-          sum_of_squares<Lanes>, has_nan<Lanes>,   count_below<Lanes>, count_at_least<Lanes>, widen_float16<Lanes>,
-          narrow_float16<Lanes>, widen_bfloat16,   narrow_bfloat16};
+  return {prune<Lanes>,        keep_mask<Lanes>,      subtract<Lanes>,       scale<Lanes>,
+          sum<Lanes>,          sum_of_squares<Lanes>, has_nan<Lanes>,        count_below<Lanes>,
+          gather_between<Lanes>, count_at_least<Lanes>, widen_float16<Lanes>, narrow_float16<Lanes>,
+          widen_bfloat16,      narrow_bfloat16};
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 """Calibration with every statistic on, beside a plain dense forward pass over the same tokens, on SmolLM2-135M.
 
 Run as `python -m tests.calibration.bench_calibration [--rounds R] [--samples S] [--batch-size B]`. Rounds alternate,
-so that a busy machine slows both, and the ratio is taken round by round. Peak memory is that of one process a side.
+so that a busy machine slows both, and the ratio is taken round by round. Peak memory is that of a process of its own;
+what the allocator keeps differs from one to the next, so of as many processes a side as there are rounds.
 """
 
 import argparse
@@ -84,8 +85,13 @@ def main() -> None:
         print(", ".join(f"{calibrated:.2f} / {plain:.2f}" for plain, calibrated in pairs) + ")", flush=True)
     for side in sides:
         command = [sys.executable, "-m", "tests.calibration.bench_calibration", "--memory", side, *sys.argv[1:]]
-        before, after = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        print(f"peak resident memory, {side}: {after} MiB ({before} MiB with the model loaded)")
+        lines = [
+            subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+            for _ in range(arguments.rounds)
+        ]
+        before, after = (statistics.median(float(line[index]) for line in lines) for index in range(2))
+        print(f"peak resident memory, {side}: {after:.0f} MiB ({before:.0f} MiB with the model loaded)", end="; ")
+        print(", ".join(after for _, after in lines))
 
 
 if __name__ == "__main__":

@@ -41,12 +41,15 @@ def check(gathered, tokens):
     dtype=st.sampled_from(DTYPES),
     channels=st.integers(1, 9),
     elements=st.sampled_from([1, 7, 1 << 16]),
+    compiled=st.booleans(),
 )
-def test_statistics_do_not_depend_on_how_tokens_arrive(cuts, dtype, channels, elements):
+def test_statistics_do_not_depend_on_how_tokens_arrive(cuts, dtype, channels, elements, compiled):
     x = random_tokens(40, channels, dtype)
     gathered = InputStatistics(channels, EVERYTHING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics_module, "_ELEMENTS", elements)
+        if not compiled:
+            patch.setattr(statistics_module, "_COMPILED", ())
         for begin, end in zip([0, *cuts], [*cuts, 40], strict=True):
             gathered.update(x[begin:end].unsqueeze(0))
     check(gathered, x)
@@ -109,8 +112,26 @@ def test_statistics_keep_no_activation():
     assert gathered.state().numel() == size == 1 + 8 + 8 + 1 + 8
 
 
-def test_measuring_needs_little_memory():
-    x = torch.randn(1 << 14, 64)
+@settings(max_examples=100, deadline=None)
+@given(
+    tokens=st.integers(1, 5),
+    channels=st.integers(1, 700),
+    dtype=st.sampled_from(DTYPES),
+    values=st.sampled_from([[0.0], [-0.0, 0.0, 1e-40], [-3e38, 3e38], [float("inf"), -1.0, 2.0], None]),
+    seed=st.integers(0, 9),
+)
+def test_the_compiled_median_is_numpys(tokens, channels, dtype, values, seed):
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(tokens, channels, generator=random)
+    if values is not None:
+        x = torch.tensor(values)[torch.randint(len(values), x.shape, generator=random)]
+    x = x.to(dtype)
+    np.testing.assert_array_equal(statistics_module._lower_medians(x).numpy(), lower_medians(x.float().numpy()))
+
+
+def test_measuring_needs_little_memory(monkeypatch):
+    monkeypatch.setattr(statistics_module, "_COMPILED", ())
+    x = torch.randn(1 << 15, 64)
     tracemalloc.start()  # NumPy's share; torch's chunks are of the same size
     measure(x, EVERYTHING)
     peak = tracemalloc.get_traced_memory()[1]

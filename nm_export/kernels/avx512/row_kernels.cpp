@@ -77,6 +77,14 @@ struct Avx512Lanes {
 
   static bool any_nan(Float v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
   static Mask less(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+  static constexpr bool kCompresses = true;
+  // Stores the lanes that are at least `first` and not at least `limit` one after another; returns what is behind them.
+  static float* store_between(float* target, Float v, Float first, Float limit) {
+    const Mask reached = _mm512_cmp_ps_mask(v, first, _CMP_GE_OQ);
+    const Mask between = _mm512_mask_cmp_ps_mask(reached, v, limit, _CMP_NGE_UQ);
+    store(target, _mm512_maskz_compress_ps(between, v));  // to memory it is microcode on some processors
+    return target + count_bits(between);
+  }
 
   static Float load_half(const uint16_t* source) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));

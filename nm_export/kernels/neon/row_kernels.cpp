@@ -61,6 +61,7 @@ struct NeonLanes {
 
   static bool any_nan(Float v) { return vminvq_u32(vceqq_f32(v, v)) == 0; }
   static Mask less(Float a, Float b) { return vcltq_f32(a, b); }
+  static constexpr bool kCompresses = false;
 
   static Float load_half(const uint16_t* source) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(source))); }
   static void store_half(uint16_t* target, Float v) { vst1_u16(target, vreinterpret_u16_f16(vcvt_f16_f32(v))); }

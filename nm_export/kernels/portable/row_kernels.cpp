@@ -127,6 +127,7 @@ struct PortableLanes {
   static Mask less(const Float& a, const Float& b) {
     return each([&](int i) { return -static_cast<int32_t>(a.at[i] < b.at[i]); });
   }
+  static constexpr bool kCompresses = false;
 
   static Float load_half(const uint16_t* source) {
     return each_float([=](int i) { return widen_half(source[i]); });
