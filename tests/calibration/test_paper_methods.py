@@ -29,7 +29,8 @@ def test_predictions_are_those_of_the_formulas(method):
     with paper_methods.pruned(dense, method, inputs):
         theirs = paper_methods.log_probabilities(dense, WINDOWS)
     ours = package(dense, method)
-    assert paper_methods.perplexity(ours, WINDOWS) == pytest.approx(paper_methods.perplexity(theirs, WINDOWS), rel=0.01)
+    gap = paper_methods.losses(ours, WINDOWS).mean() - paper_methods.losses(theirs, WINDOWS).mean()
+    assert abs(gap) < 0.01  # 1 % of the perplexity
     # a method that were left out would differ as much as plain magnitude, or the dense model, does
     other = dense if method == "magnitude" else None
     without = paper_methods.log_probabilities(other, WINDOWS) if other else package(dense, "magnitude")
