@@ -205,6 +205,8 @@ def _steps(
         visibility = "private" if private else "public"
         size = f": {_size(estimate.disk.safetensors + estimate.disk.onnx)}" if estimate else ""
         yield f"publish the folder {how}as {name} ({visibility}) on the Hugging Face Hub{where}{size}"
+        if places := recipe.places():
+            yield f"show there where files lie here: {', '.join(places)} (relative paths would not)"
 
 
 def _exporter(recipe: Recipe, shapes: Shapes | None) -> str:

@@ -22,11 +22,13 @@ from nm_export.evaluation import perplexity, score_layers, torch_logits
 from nm_export.finished import is_finished, made_by
 from nm_export.interruption import saying
 from nm_export.preparation import Material, Prepared, prepare
+from nm_export.progress import say
 from nm_export.publishing.base_on_hub import check_place
 from nm_export.publishing.base_weights import BaseWeights, find_base_weights, refer
 from nm_export.publishing.contents import check_verified
 from nm_export.publishing.folder import check_target
 from nm_export.publishing.hub import Publication, command, find_destination, push
+from nm_export.publishing.repository import Destination
 from nm_export.publishing.save import write_model
 from nm_export.publishing.workspace import Workspace, working_on
 from nm_export.quiet import quiet_transformers
@@ -97,6 +99,7 @@ def run(
             overwrite=overwrite or recipe.publish.overwrite,
             commit_message=recipe.publish.commit_message,
         )
+        _say_what_it_shows(recipe, destination)
     base = None
     if recipe.publish.weights == "reference":
         base = find_base_weights(recipe.model)
@@ -250,9 +253,15 @@ def publish_folder(
         overwrite=overwrite or settings.overwrite,
         commit_message=settings.commit_message,
     )
+    _say_what_it_shows(recipe, destination)
     continued = f"interrupted; continue with `{command(folder, destination)}`"
     with saying(lambda: continued):
         return push(folder, destination)
+
+
+def _say_what_it_shows(recipe: Recipe, destination: Destination) -> None:
+    if places := recipe.places():
+        say(f"{destination.repo_id} will show where files lie here: {', '.join(places)}; relative paths would not.")
 
 
 def verify_folder(folder: str | Path) -> str:

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Self
 
 import yaml
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from nm_export.recipe.sections import (
     BenchmarkSection,
@@ -55,7 +55,16 @@ class Recipe(Section):
     publish: PublishSection = PublishSection()
     """The repository on the Hugging Face Hub."""
     output_dir: str | None = None
-    """Folder to write. Left out: `output/<model>-<N>of<M>` in the working directory."""
+    """Folder to write, inside of the working directory; `--output-dir` names any other. Left out:
+    `output/<model>-<N>of<M>`."""
+
+    @field_validator("output_dir")
+    @classmethod
+    def _stays_in_the_working_directory(cls, value: str | None) -> str | None:
+        # whoever wrote the recipe does not choose where the one who runs it is written to
+        if value is not None and (_is_a_place(value) or ".." in re.split(r"[/\\]", value)):
+            raise ValueError(f"{value!r} lies outside of the working directory; pass such a folder as --output-dir")
+        return value
 
     @model_validator(mode="after")
     def _held_out_text_is_held_out(self) -> Self:
@@ -150,6 +159,16 @@ class Recipe(Section):
         """Folder to write: `output_dir` if given, else the recipe's own, else `output/<name>`."""
         return Path(output_dir or self.output_dir or Path("output") / self.name).expanduser()
 
+    def places(self) -> list[str]:
+        """Where files lie on this machine, as `key: path`: absolute paths, which a published recipe would show."""
+        return [
+            f"{section}.{key}: {value}"
+            for section, values in self.to_dict().items()
+            if isinstance(values, dict)
+            for key, value in values.items()
+            if isinstance(value, str) and _is_a_place(value)
+        ]
+
     def to_dict(self) -> dict[str, Any]:
         """The resolved recipe: every key that has a value, defaults included. Plain Python values only."""
         return self.model_copy(update={"evaluation": self.held_out}).model_dump(mode="json", exclude_none=True)
@@ -166,3 +185,9 @@ class Recipe(Section):
 
 def _matches(name: str, wildcards: Iterable[str]) -> bool:
     return any(fnmatchcase(name, wildcard) for wildcard in wildcards)
+
+
+def _is_a_place(value: str) -> bool:
+    """Whether a path says where it is by itself, on any system."""
+    windows = PureWindowsPath(value)
+    return value.startswith("~") or PurePosixPath(value).is_absolute() or bool(windows.drive or windows.root)

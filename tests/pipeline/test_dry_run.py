@@ -172,6 +172,16 @@ def test_mistral_without_network(offline, tmp_path):
     assert sorted({*os.listdir(tmp_path)} - {"hf"}) == sorted(before)  # noqa: PTH208
 
 
+def test_what_publishing_would_show(tiny_source, tmp_path):
+    shown = [
+        step
+        for source in (tiny_source, "some/model")
+        for step in dry_run(tiny_recipe(source), output_dir=tmp_path / "out", push_to_hub=True).steps
+        if "where files lie" in step
+    ]
+    assert shown == [f"show there where files lie here: model.source: {tiny_source} (relative paths would not)"]
+
+
 def test_mistral_as_the_recipe_means_it(tmp_path):
     """With the published configuration in a folder, the shipped recipe resolves to the shares that it names."""
     MistralConfig(

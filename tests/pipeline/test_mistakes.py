@@ -3,6 +3,7 @@
 Starting Python and its libraries takes seconds, so that only cases that depend on a process of their own have one.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -43,7 +44,7 @@ class Workplace:
 
     def write_recipe(self, model, **sections):
         values = tiny_recipe(model, **{"evaluation": {"enabled": False}, **sections}).to_dict()
-        values["output_dir"] = str(self.out)
+        values["output_dir"] = "out"
         (self.root / "recipe.yaml").write_text(yaml.safe_dump(values))
 
     def command(self, *words):
@@ -57,7 +58,8 @@ class Workplace:
 
     def run_here(self, *words):
         """Run the command in this process."""
-        result = CliRunner().invoke(app, self.command(*words)[3:])
+        with contextlib.chdir(self.root):
+            result = CliRunner().invoke(app, self.command(*words)[3:])
         assert result.exception is None or isinstance(result.exception, SystemExit)
         return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
 

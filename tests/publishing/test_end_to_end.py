@@ -128,10 +128,12 @@ def test_a_recipe_is_published(hub, tiny_source, tmp_path):
     assert "user/direct (new) holds something that nm-export did not write (thesis.txt)" in refused.stderr
     assert "Loading" not in refused.stderr
     assert not out.exists()
+    assert "where files lie" not in refused.stderr
 
     hub.faults.append(Fault("POST", "/commit/", status=403))
     refused = run("--overwrite")
     assert refused.exit_code == 2
+    assert f"user/direct will show where files lie here: model.source: {tiny_source}" in refused.stderr
     assert f"continue with `nm-export publish {out} --repo-id user/direct --revision new --overwrite`" in refused.stderr
     words = refused.stderr.split("`nm-export ")[1].split("`")[0].split()
     continued = CliRunner().invoke(app, words)

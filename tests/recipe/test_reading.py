@@ -95,6 +95,10 @@ def test_aliases_work_as_in_any_yaml_file() -> None:
         ("model: {source: a, dtype: float64}", ["model.dtype", "float32"]),
         ("model: {source: a, trust_remote_code: maybe}", ["model.trust_remote_code"]),
         ("model: {source: ''}", ["model.source"]),
+        *(
+            (MODEL + f"output_dir: {place}", ["output_dir", "outside of the working directory", "--output-dir"])
+            for place in ("/etc/cron.d", "../other", "a/../../b", "~/.ssh", "C:/Windows", "C:x", r"\\host\share")
+        ),
         ("model: some/model", ["model is a single value"]),
         ("sparsity: {}", ["model is missing"]),
         ("model:\n", ["model is empty"]),
