@@ -466,6 +466,9 @@ def evaluate(
     backend: Annotated[ScoringBackend, typer.Option(help="What runs MODEL.")] = ScoringBackend.torch,
     window: Annotated[int, typer.Option(min=2, help="Tokens in a window of text.")] = 512,
     windows: Annotated[int, typer.Option(min=1, help="At most so many windows a text, from its start.")] = 24,
+    generate: Annotated[
+        int, typer.Option(min=0, help="By so many tokens both models continue the first half of every window.")
+    ] = 0,
     text_column: Annotated[str, typer.Option(help="Column or JSON key that holds the text of tables.")] = "text",
     include_path: Annotated[
         list[Path] | None, typer.Option(help="Folder with further task files (YAML); may be repeated.")
@@ -506,6 +509,7 @@ def evaluate(
             backend=backend.value,
             window=window,
             windows=windows,
+            generate=generate,
             text_column=text_column,
             include_path=tuple(include_path or ()),
             task_data=task_data,

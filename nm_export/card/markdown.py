@@ -10,7 +10,16 @@ from nm_export.calibration.documents import BUILTIN
 from nm_export.card.facts import Facts
 from nm_export.card.grid import make_grid
 from nm_export.card.loading import loading_section
-from nm_export.card.measured import benchmarks, speed_table, task_rows, task_table, text_rows, text_table
+from nm_export.card.measured import (
+    benchmarks,
+    speed_table,
+    task_rows,
+    task_table,
+    text_rows,
+    text_table,
+    written_rows,
+    written_table,
+)
 from nm_export.card.metadata import card_data
 from nm_export.card.tables import counted_kinds, layers_table, schemes_table, table, text_name, verification_table
 
@@ -89,19 +98,27 @@ def _kept(prune: str, pattern: str, grouping: str) -> str:
 
 def _quality(facts: Facts, pictures: Mapping[str, str]) -> Iterator[str]:
     yield "## Quality"
-    texts, tasks = text_rows(facts.numbers), task_rows(facts.numbers)
+    texts, tasks, written = text_rows(facts.numbers), task_rows(facts.numbers), written_rows(facts.numbers)
     if not texts and not tasks:
         yield "Quality was not measured (`evaluation.enabled` was off)."
     if texts:
         yield text_table(texts)
+    if written:
+        yield written_table(written)
     if tasks:
         yield task_table(tasks)
     if "quality" in pictures:
         yield f"![Bars: quality of the dense and of the sparse model]({pictures['quality']})"
     notes = [f"Perplexity: {row.about}." for row in texts]
+    notes += dict.fromkeys(f"Written: {row.about}." for row in written)
     notes += dict.fromkeys(f"{row.about}." for row in tasks)
     if any(row.name == BUILTIN for row in texts):
         notes.append(f"{BUILTIN} is the language reference that comes with Python.")
+    if written:
+        notes.append(
+            "Perplexity to the dense: how surprising the dense model finds what was written. Repeated: the share of "
+            "runs of four tokens that were written before."
+        )
     if any(e.stderr is not None for e in [*(row.ratio for row in texts), *(row.sparse for row in tasks)]):
         notes.append("Behind ± stands the standard error; ratios and drops are paired, on the same text and examples.")
     if notes:
@@ -223,10 +240,16 @@ def _limits(facts: Facts) -> Iterator[str]:
     texts = list(dict.fromkeys(row.name for row in text_rows(facts.numbers)))
     tasks = list(dict.fromkeys(row.task for row in task_rows(facts.numbers)))
     measured = " and ".join([*texts, *tasks])
+    continued = list(dict.fromkeys(row.name for row in written_rows(facts.numbers)))
+    written = (
+        f"What it writes was measured on {' and '.join(continued)} (Quality)."
+        if continued
+        else "What it writes was not measured."
+    )
     limits = [
         f"Quality was measured on {measured} only." if measured else "Quality was not measured.",
         "Expect free generation to suffer more than perplexity and multiple choice: these read a given text, a model "
-        "that generates reads its own, errors included. Measure the task that you want it for.",
+        f"that generates reads its own, errors included. {written} Measure the task that you want it for.",
         "The sparsity was calibrated on one text (What was done); other languages and subjects may lose more.",
         "Everything that limits the base model limits this one.",
     ]

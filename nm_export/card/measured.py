@@ -40,6 +40,29 @@ class TextRow:
 
 
 @dataclass(frozen=True)
+class WrittenRow:
+    """Continuations of one text by one model.
+
+    Attributes:
+        name: of the text.
+        model: `dense` or `sparse`.
+        backend: what ran it.
+        about: how much was continued, and by how much.
+        perplexity: that the dense model finds in what was written.
+        shared: tokens before the continuation differs from the dense model's; None for the dense model.
+        repeated: share of its runs of four tokens that were written before.
+    """
+
+    name: str
+    model: str
+    backend: str
+    about: str
+    perplexity: Estimate
+    shared: Estimate | None
+    repeated: Estimate
+
+
+@dataclass(frozen=True)
 class TaskRow:
     """One metric of one task; the drop is in percent of the dense model's, and only of the main metric."""
 
@@ -75,6 +98,26 @@ def text_rows(numbers: dict[str, Any]) -> list[TextRow]:
                     *(_estimate(text[key]) if text[key] else None for key in ("kl", "top1_agreement")),
                 )
             )
+    return rows
+
+
+def written_rows(numbers: dict[str, Any]) -> list[WrittenRow]:
+    """The continuations that `nm-export evaluate --generate` compared, the dense model's first."""
+    rows = []
+    for evaluation in numbers.get("evaluations", ()):
+        for text in evaluation["texts"]:
+            written = text.get("generation")
+            if not written:
+                continue
+            name = text_name(text["text"])
+            about = (
+                f"{name}, the first {written['prompt_tokens']} tokens of {written['prompts']} windows, continued "
+                f"greedily by {written['new_tokens']} tokens"
+            )
+            perplexity, repeated = (_estimate(written[key]) for key in ("dense_perplexity", "dense_repeated"))
+            rows.append(WrittenRow(name, "dense", _BACKENDS["torch"], about, perplexity, None, repeated))
+            perplexity, shared, repeated = (_estimate(written[k]) for k in ("perplexity", "shared_tokens", "repeated"))
+            rows.append(WrittenRow(name, "sparse", _backend(evaluation), about, perplexity, shared, repeated))
     return rows
 
 
@@ -116,6 +159,23 @@ def text_table(rows: Sequence[TextRow]) -> str:
             line += [row.top1.format(1, scale=100, unit=" %") if row.top1 else ""]
         cells.append(line)
     return table(header, cells, numbers_from=2)
+
+
+def written_table(rows: Sequence[WrittenRow]) -> str:
+    """All continuations."""
+    header = ["written", "by", "run by", "perplexity to the dense", "tokens as the dense", "repeated"]
+    cells = [
+        [
+            row.name,
+            row.model,
+            row.backend,
+            row.perplexity.format(3),
+            row.shared.format(1) if row.shared else "",
+            row.repeated.format(1, scale=100, unit=" %"),
+        ]
+        for row in rows
+    ]
+    return table(header, cells, numbers_from=3)
 
 
 def task_table(rows: Sequence[TaskRow]) -> str:

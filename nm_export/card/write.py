@@ -14,7 +14,7 @@ from nm_export.card.facts import Facts, read_facts
 from nm_export.card.grid import make_grid
 from nm_export.card.loading import named_in
 from nm_export.card.markdown import card_markdown
-from nm_export.card.measured import benchmarks, quality_panels, speed_panels, task_rows, text_rows
+from nm_export.card.measured import benchmarks, quality_panels, speed_panels, task_rows, text_rows, written_rows
 from nm_export.card.pictures import DARK, LIGHT, Theme, draw_layers, draw_pairs
 from nm_export.card.report import Picture, report_html
 from nm_export.card.tables import text_name
@@ -127,7 +127,8 @@ def _read_evaluation(path: Path, facts: Facts) -> dict[str, Any]:
         entry = {key: content[key] for key in ("texts", "tasks", "limit", "seed", "versions")}
         entry["model"] = {key: measured[key] for key in ("backend", "recipe_sha256")}
         entry["texts"] = [{**text, "text": text_name(text["text"])} for text in entry["texts"]]
-        text_rows({"evaluations": [entry]}), task_rows({"evaluations": [entry]})
+        for rows in (text_rows, written_rows, task_rows):
+            rows({"evaluations": [entry]})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no result of `nm-export evaluate FOLDER --json` ({error!r}).") from error
     return entry

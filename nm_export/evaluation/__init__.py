@@ -1,6 +1,7 @@
 """Quality of a model on held-out text and on tasks, beside the dense model's."""
 
 from nm_export.evaluation.estimate import Estimate
+from nm_export.evaluation.generation_scores import GenerationScores, evaluate_generation
 from nm_export.evaluation.harness import TaskSuite, evaluate_tasks, load_tasks
 from nm_export.evaluation.layer_scores import LayerScore, LayerScores, score_layers
 from nm_export.evaluation.model import evaluate
@@ -15,6 +16,7 @@ __all__ = [
     "Divergence",
     "Estimate",
     "Evaluation",
+    "GenerationScores",
     "LayerScore",
     "LayerScores",
     "RememberedLogits",
@@ -24,6 +26,7 @@ __all__ = [
     "TextWindows",
     "divergence",
     "evaluate",
+    "evaluate_generation",
     "evaluate_tasks",
     "evaluate_text",
     "load_tasks",

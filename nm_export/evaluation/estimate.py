@@ -40,3 +40,9 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
         return Estimate(mean)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return Estimate(mean, math.sqrt(variance / len(values)))
+
+
+def exponential(estimate: Estimate) -> Estimate:
+    """Return exp of an estimate; its error by the delta method."""
+    value = math.exp(estimate.value) if estimate.value < 700 else math.inf  # the largest double is e^709
+    return Estimate(value, None if estimate.stderr is None else value * estimate.stderr)

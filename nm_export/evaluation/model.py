@@ -7,6 +7,7 @@ from typing import Any
 
 from nm_export.calibration.documents import BUILTIN
 from nm_export.errors import UserError
+from nm_export.evaluation.generation_scores import GRAM, evaluate_generation
 from nm_export.evaluation.harness import TaskSuite, evaluate_tasks, load_tasks
 from nm_export.evaluation.opening import OpenModel, open_base, open_model
 from nm_export.evaluation.quality import torch_logits
@@ -31,6 +32,7 @@ def evaluate(
     backend: str = "torch",
     window: int = WINDOW,
     windows: int = WINDOWS,
+    generate: int = 0,
     text_column: str = "text",
     include_path: Sequence[str | Path] = (),
     task_data: str | Path | None = None,
@@ -52,6 +54,7 @@ def evaluate(
         backend: what runs `model`: `torch` or `onnx`.
         window: tokens in a window.
         windows: at most so many windows a text.
+        generate: by so many tokens both models continue the first half of every window; 0, or at least 4.
         text_column: column or JSON key that holds the text of tables.
         include_path: folders with further task files.
         task_data: folder of the data of tasks on local files.
@@ -64,6 +67,8 @@ def evaluate(
     Raises:
         UserError: something that the user can correct.
     """
+    if generate and (generate < GRAM or not (texts or not tasks)):
+        raise UserError(f"--generate writes at least {GRAM} tokens, after windows of a text; give more, and a --text")
     if not texts and not tasks:
         texts = (BUILTIN,)
     # what is wrong with a task is said before a large model is loaded
@@ -75,7 +80,7 @@ def evaluate(
         read_windows(opened.tokenizer, str(text), window=window, windows=windows, text_column=text_column)
         for text in texts
     ]
-    _check_length(opened, cut)
+    _check_length(opened, cut, generate)
     source = against if against is not None else opened.base and opened.base.source
     if source is not None:
         logger.info("Loading %s", source)
@@ -89,7 +94,7 @@ def evaluate(
         name=opened.name,
         model=opened.provenance,
         dense=None if dense is None else dense.provenance,
-        texts=tuple(_text(opened, dense, text, batch_size) for text in cut),
+        texts=tuple(_text(opened, dense, text, generate, batch_size) for text in cut),
         tasks=() if suite is None else _tasks(opened, dense, suite, batch_size),
         limit=limit,
         seed=seed,
@@ -97,7 +102,9 @@ def evaluate(
     )
 
 
-def _text(opened: OpenModel, dense: OpenModel | None, text: TextWindows, batch_size: int | None) -> TextResult:
+def _text(
+    opened: OpenModel, dense: OpenModel | None, text: TextWindows, generate: int, batch_size: int | None
+) -> TextResult:
     scores = evaluate_text(
         torch_logits(opened.model),
         None if dense is None else torch_logits(dense.model),
@@ -105,7 +112,17 @@ def _text(opened: OpenModel, dense: OpenModel | None, text: TextWindows, batch_s
         **_batch(opened, batch_size),
         description=text.name,
     )
-    return TextResult(text.name, text.provenance, scores)
+    if not generate:
+        return TextResult(text.name, text.provenance, scores)
+    generation = evaluate_generation(
+        opened.model,
+        None if dense is None else dense.model,
+        text.input_ids[:, : text.input_ids.shape[1] // 2],
+        generate,
+        **_batch(opened, batch_size),
+        description=f"Continuing {text.name}",
+    )
+    return TextResult(text.name, text.provenance, scores, generation)
 
 
 def _tasks(
@@ -133,14 +150,18 @@ def _rows_interact(model: Any) -> bool:
     return any(getattr(module, "score", None) == "clact_noncausal" for module in modules.values())
 
 
-def _check_length(opened: OpenModel, texts: Sequence[TextWindows]) -> None:
+def _check_length(opened: OpenModel, texts: Sequence[TextWindows], generate: int) -> None:
     longest = getattr(opened.model.config.get_text_config(), "max_position_embeddings", None)
     for text in texts:
-        if longest is not None and text.input_ids.shape[1] > longest:
-            raise UserError(
-                f"a window of {text.input_ids.shape[1]:,} tokens is longer than the context of {opened.name}, "
-                f"{longest:,} tokens; give a smaller --window"
-            )
+        window = text.input_ids.shape[1]
+        for what, tokens in (
+            (f"a window of {window:,} tokens", window),
+            ("half a window with what --generate adds", window // 2 + generate),
+        ):
+            if longest is not None and tokens > longest:
+                raise UserError(
+                    f"{what} is longer than the context of {opened.name}, {longest:,} tokens; give a smaller --window"
+                )
 
 
 def _check_tokenizers(opened: OpenModel, dense: OpenModel) -> None:

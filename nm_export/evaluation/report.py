@@ -11,6 +11,7 @@ from rich.text import Text
 
 from nm_export.errors import UserError
 from nm_export.evaluation.estimate import Estimate
+from nm_export.evaluation.generation_scores import GRAM, GenerationScores
 from nm_export.evaluation.task_scores import TaskScore, mean_relative_drop, relative_drop
 from nm_export.evaluation.text_scores import TextScores
 from nm_export.whole_file import write_whole
@@ -18,17 +19,23 @@ from nm_export.whole_file import write_whole
 
 @dataclass(frozen=True)
 class TextResult:
-    """Scores on one text, and exactly which text it was."""
+    """Scores on one text, exactly which text it was, and how the starts of its windows are continued, if asked."""
 
     name: str
     provenance: dict[str, Any]
     scores: TextScores
+    generation: GenerationScores | None = None
 
     @property
     def title(self) -> str:
         """A short name for tables: of a file or folder, its last part."""
         path = Path(self.name).expanduser()
         return path.resolve().name if path.exists() else self.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        generation = None if self.generation is None else self.generation.to_dict()
+        return {**self.provenance, **self.scores.to_dict(), "generation": generation}
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ class Evaluation:
             "format": 1,
             "model": self.model,
             "dense": self.dense,
-            "texts": [{**text.provenance, **text.scores.to_dict()} for text in self.texts],
+            "texts": [text.to_dict() for text in self.texts],
             "tasks": [task.to_dict() for task in self.tasks],
             "limit": self.limit,
             "seed": self.seed,
@@ -108,6 +115,9 @@ class Evaluation:
         if self.texts:
             parts.append(_table(*self._text_table()))
             parts.append("\n".join(f"- {_described(text)}" for text in self.texts))
+        if any(text.generation for text in self.texts):
+            parts.append(_table(*self._generation_table()))
+            parts.append("\n".join(f"- {_about(text)}" for text in self.texts if text.generation))
         if self.tasks:
             parts.append(_table(*self._task_table()))
             parts.append(self._about_tasks())
@@ -135,6 +145,20 @@ class Evaluation:
                     _cell(s.top1_agreement, 1, scale=100, unit=" %"),
                 ]
             )
+        return header, rows
+
+    def _generation_table(self) -> tuple[list[str], list[list[str]]]:
+        header = ["continued greedily", "written by", "perplexity to the dense", "tokens as the dense", "repeated"]
+        rows = []
+        for text in self.texts:
+            g = text.generation
+            if g is None:
+                continue
+            if self.dense is not None:
+                repeated = _cell(g.dense_repeated, 1, scale=100, unit=" %")
+                rows.append([text.title, "dense", _cell(g.dense_perplexity, 3), str(g.new_tokens), repeated])
+            repeated = _cell(g.repeated, 1, scale=100, unit=" %")
+            rows.append([text.title, self.name, _cell(g.perplexity, 3), _cell(g.shared_tokens, 1), repeated])
         return header, rows
 
     def _task_table(self) -> tuple[list[str], list[list[str]]]:
@@ -166,6 +190,15 @@ def _described(text: TextResult) -> str:
     return (
         f"{text.name} ({p['split']}): {p['windows']} windows of {p['window']} tokens, "
         f"{text.scores.scored_tokens:,} tokens scored, text SHA-256 {p['text_sha256'][:16]}"
+    )
+
+
+def _about(text: TextResult) -> str:
+    g = text.generation
+    assert g is not None
+    return (
+        f"{text.name}: the first {g.prompt_tokens} tokens of {g.prompts} windows, continued by {g.new_tokens} tokens; "
+        f"repeated: runs of {GRAM} tokens that were written before"
     )
 
 

@@ -1,6 +1,5 @@
 """Perplexity, KL divergence to the dense model and equal top-1 tokens, in one pass over the same windows."""
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nm_export.errors import UserError
-from nm_export.evaluation.estimate import Estimate, mean_estimate
+from nm_export.evaluation.estimate import Estimate, exponential, mean_estimate
 from nm_export.evaluation.quality import Logits
 from nm_export.progress import track
 
@@ -83,15 +82,15 @@ def evaluate_text(
             rows.append(_window(row, actual[index], None if expected is None else expected[index]))
     nll, dense_nll, kl, agreement = (list(column) for column in zip(*rows, strict=True))
     scored = windows.numel() - len(windows)
-    perplexity = _exponential(mean_estimate(nll))
+    perplexity = exponential(mean_estimate(nll))
     if dense_logits is None:
         return TextScores(len(windows), scored, perplexity)
     return TextScores(
         len(windows),
         scored,
         perplexity,
-        dense_perplexity=_exponential(mean_estimate(dense_nll)),
-        ratio=_exponential(mean_estimate([a - b for a, b in zip(nll, dense_nll, strict=True)])),
+        dense_perplexity=exponential(mean_estimate(dense_nll)),
+        ratio=exponential(mean_estimate([a - b for a, b in zip(nll, dense_nll, strict=True)])),
         kl=mean_estimate(kl),
         top1_agreement=mean_estimate(agreement),
     )
@@ -112,8 +111,3 @@ def _window(row: Tensor, actual: Tensor, expected: Tensor | None) -> tuple[float
 
 def _mean(values: Tensor) -> float:
     return float(values.mean(dtype=torch.float64))
-
-
-def _exponential(estimate: Estimate) -> Estimate:
-    value = math.exp(estimate.value) if estimate.value < 700 else math.inf  # the largest double is e^709
-    return Estimate(value, None if estimate.stderr is None else value * estimate.stderr)

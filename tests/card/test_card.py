@@ -49,6 +49,12 @@ def evaluation(folder, **changes):
     text = {"text": "/home/me/wiki.txt", "split": "all", "windows": 4, "window": 512, "text_sha256": "ab" * 32}
     text |= {"perplexity": {"value": 31.25, "stderr": 1.5}, "dense_perplexity": {"value": 25.0, "stderr": 1.25}}
     text |= {"ratio": {"value": 1.25, "stderr": 0.02}, "kl": value, "top1_agreement": value}
+    text["generation"] = {"prompts": 4, "prompt_tokens": 256, "new_tokens": 64, "repeated": value} | {
+        "dense_repeated": {"value": 0.25, "stderr": None},
+        "shared_tokens": {"value": 3.5, "stderr": 0.5},
+        "perplexity": {"value": 3.0, "stderr": 0.125},
+        "dense_perplexity": {"value": 2.0, "stderr": 0.25},
+    }
     task = {"task": "piqa", "metrics": {"acc": value, "acc_norm": value}, "main": "acc", "num_fewshot": 0}
     task |= {"examples": 200, "available": 1838, "dense_metrics": {"acc": {"value": 0.625, "stderr": 0.01}}}
     task["dense_metrics"]["acc_norm"] = task["dense_metrics"]["acc"]
@@ -170,6 +176,9 @@ def test_further_measurements(folder, tmp_path):
     assert result.exit_code == 0, result.output
     card = ModelCard.load(folder / "README.md")
     assert "| wiki.txt | ONNX Runtime | 25.000 ± 1.250 | 31.250 ± 1.500 | 1.250 ± 0.020 |" in card.text
+    assert "| wiki.txt | dense | PyTorch | 2.000 ± 0.250 |  | 25.0 % |" in card.text
+    assert "| wiki.txt | sparse | ONNX Runtime | 3.000 ± 0.125 | 3.5 ± 0.5 | 50.0 ± 1.0 % |" in card.text
+    assert "What it writes was measured on wiki.txt" in card.text
     assert "| piqa | acc | ONNX Runtime | 0.625 ± 0.010 | 0.500 ± 0.010 | 20.0 ± 2.0 % |" in card.text
     assert "| decode, onnxruntime-genai | 64 | 20.0 | 25.0 | 1.25 |" in card.text
     assert "| prefill, onnxruntime-genai | 64 | 128.0 | 256.0 | 2.00 |" in card.text
@@ -195,6 +204,7 @@ def test_further_measurements(folder, tmp_path):
         ("evaluations", {"dense": None}, "holds no dense model's numbers"),
         ("evaluations", {"model": {"source": "other", "recipe_sha256": "0"}}, "measures another model"),
         ("evaluations", {"tasks": [{}]}, "is no result of `nm-export evaluate"),
+        ("evaluations", {"texts": [{"text": "a", "generation": 3}]}, "is no result of `nm-export evaluate"),
         ("evaluations", {"texts": 3}, "is no result of `nm-export evaluate"),
         ("speeds", {"recipe_sha256": "0"}, "measures another model"),
         ("speeds", {"rows": [{}]}, "is no result of `nm-export bench"),

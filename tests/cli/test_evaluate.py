@@ -53,6 +53,7 @@ def test_defaults(recorded):
                 "backend": "torch",
                 "window": 512,
                 "windows": 24,
+                "generate": 0,
                 "text_column": "text",
                 "include_path": (),
                 "task_data": None,
@@ -67,11 +68,12 @@ def test_defaults(recorded):
 
 def test_lists(recorded):
     words = ["--text", "a", "--text", "b@test", "--tasks", "piqa, arc_easy", "--tasks", "copa", "--backend", "onnx"]
+    words += ["--generate", "8"]
     assert run("out", *words).exit_code == 0
     [(_, options)] = recorded
     assert options["texts"] == ("a", "b@test")
     assert options["tasks"] == ("piqa", "arc_easy", "copa")
-    assert options["backend"] == "onnx"
+    assert (options["backend"], options["generate"]) == ("onnx", 8)
 
 
 def test_numbers_are_written(recorded, tmp_path):

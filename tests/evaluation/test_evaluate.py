@@ -94,6 +94,18 @@ def test_the_report_can_be_written_and_read(results):
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
 
 
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+def test_what_is_written(exported, backend):
+    result = evaluate(exported, texts=[BUILTIN], backend=backend, generate=6, **SMALL)
+    [text] = json.loads(json.dumps(result.to_dict(), allow_nan=False))["texts"]
+    written = text["generation"]
+    assert (written["prompts"], written["prompt_tokens"], written["new_tokens"]) == (6, 16, 6)
+    assert written == evaluate(exported, texts=[BUILTIN], generate=6, **SMALL).to_dict()["texts"][0]["generation"]
+    table = result.to_markdown()
+    assert f"| {written['perplexity']['value']:.3f} ± {written['perplexity']['stderr']:.3f} " in table
+    assert "the first 16 tokens of 6 windows, continued by 6 tokens" in table
+
+
 def test_several_texts(tiny_source, tmp_path):
     for name, words in (("a", "one two three "), ("b", "four five six ")):
         (tmp_path / f"{name}.txt").write_text(words * 20)
@@ -132,6 +144,8 @@ def test_a_non_causal_score_sees_one_window_at_a_time(tiny_source, tmp_path):
     ("options", "part"),
     [
         ({"window": 500}, "longer than the context"),
+        ({"generate": 500}, "half a window with what --generate adds is longer than the context"),
+        ({"generate": 3}, "at least 4 tokens"),
         ({"backend": "onnx"}, "is no exported model"),
         ({"backend": "tpu"}, "no backend tpu"),
         ({"device": "nowhere"}, "'nowhere'"),
