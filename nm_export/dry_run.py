@@ -45,6 +45,11 @@ class Estimate:
         """Bytes of the stage that needs most."""
         return max(cost.memory for cost in self.costs)
 
+    @property
+    def held(self) -> int:
+        """Bytes without which no run ends: of mapped files, the system takes memory back."""
+        return max(cost.held for cost in self.costs)
+
 
 @dataclass(frozen=True)
 class DryRun:
@@ -256,10 +261,11 @@ def _about_bytes(shapes: Shapes) -> Iterator[str]:
 
 
 def _about_costs(estimate: Estimate) -> Iterator[RenderableType]:
-    table = Table("stage", "time", "peak memory", box=None)
+    table = Table("stage", "time", "peak memory", "without mapped files", box=None)
     for cost in estimate.costs:
-        table.add_row(cost.stage, _time(cost.seconds), _size(cost.memory))
-    table.add_row("all", _time(estimate.seconds), _size(estimate.memory), style="bold")
+        table.add_row(cost.stage, _time(cost.seconds), _size(cost.memory), _size(cost.held))
+    sizes = (_size(estimate.memory), _size(estimate.held))
+    table.add_row("all", _time(estimate.seconds), *sizes, style="bold")
     yield table
     rates = estimate.rates
     writing = f"a disk that writes {_size(rates.write)}/s" if rates.write else "a disk that could not be tried"

@@ -30,11 +30,19 @@ class Cost:
         stage: its name.
         seconds: its time.
         memory: bytes of memory at its peak, pages of mapped files among them.
+        mapped: bytes of these pages, which the system takes back when it needs the room; with them, copies that ONNX
+            Runtime makes where there is room.
     """
 
     stage: str
     seconds: float
     memory: int
+    mapped: int
+
+    @property
+    def held(self) -> int:
+        """Bytes that the stage cannot do without."""
+        return self.memory - self.mapped
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,11 @@ class Disk:
 
 def disk(recipe: Recipe, shapes: Shapes, *, with_onnx: bool) -> Disk:
     """Estimate what would be written."""
-    rewritten = sum(linear.macs for linear in shapes.plan.pruned if linear.scheme and linear.scheme.prune == "weights")
+    rewritten = _rewritten(shapes)
     new = sum(tensor.nbytes for tensor in shapes.new.values())
-    kept = new + rewritten * shapes.dtype.itemsize
+    kept = new + rewritten
     learned = kept if recipe.learning.mode != "none" else 0
-    weights = new + rewritten * shapes.dtype.itemsize if recipe.publish.weights == "reference" else None
+    weights = kept if recipe.publish.weights == "reference" else None
     return Disk(
         shapes.safetensors_bytes() if weights is None else weights,
         shapes.onnx_bytes(recipe.onnx) if with_onnx else 0,
@@ -83,15 +91,17 @@ def _costs(recipe: Recipe, shapes: Shapes, rates: Rates, with_onnx: bool) -> Ite
     logits = 3 * 4 * held_out.sequence_length * rows
 
     from_gguf = recipe.model.source.endswith(".gguf") or recipe.model.source.startswith("sample:")
-    yield Cost("load", slower * (1 + shapes.parameters * (70e-9 if from_gguf else 3e-9)), memory)
+    # safetensors are mapped; what is converted, or written anew, is a copy
+    mapped = 0 if from_gguf or recipe.model.dtype != "auto" else shapes.weight_bytes - _rewritten(shapes)
+    yield Cost("load", slower * (1 + shapes.parameters * (70e-9 if from_gguf else 3e-9)), memory, mapped)
     if held_out.enabled:
-        yield Cost("evaluate_dense", _tokens(held_out) * whole / rates.macs, memory + logits)
+        yield Cost("evaluate_dense", _tokens(held_out) * whole / rates.macs, memory + logits, mapped)
     text = recipe.calibration
     batch = text.batch_size * text.sequence_length
     if recipe.sparsity.budget is not None:
         modules = len(shapes.plan.pruned) * len(recipe.sparsity.budget_patterns or ("",))
         seconds = (modules + 1) * 1024 * whole * SPARSE / rates.macs
-        yield Cost("allocate", seconds, memory + 3 * 4 * 256 * rows)
+        yield Cost("allocate", seconds, memory + 3 * 4 * 256 * rows, mapped)
     passes = _calibration_passes(recipe, shapes)
     yield Cost(
         "calibrate",
@@ -100,6 +110,7 @@ def _costs(recipe: Recipe, shapes: Shapes, rates: Rates, with_onnx: bool) -> Ite
         + passes * _tokens(text) * linears / rates.macs,
         memory
         + (batch * (columns * 4 + max(linear.in_features for linear in shapes.plan.linears)) * 4 if passes else 0),
+        mapped,
     )
     learning = recipe.learning
     if learning.mode != "none":
@@ -111,23 +122,33 @@ def _costs(recipe: Recipe, shapes: Shapes, rates: Rates, with_onnx: bool) -> Ite
             learning.batch_size * learning.sequence_length * 4 * (40 * columns + (4 * rows if end_to_end else 0))
         )
         layers = sum(linear.name.endswith(("down_proj", "fc2", "dense_4h_to_h")) for linear in shapes.plan.linears) or 1
-        yield Cost("learn", macs / rates.macs, memory + activations * (layers if end_to_end else 1))
-    yield Cost("write", slower * 0.1 + written.safetensors / write, memory)
+        yield Cost("learn", macs / rates.macs, memory + activations * (layers if end_to_end else 1), mapped)
+    yield Cost("write", slower * 0.1 + written.safetensors / write, memory, mapped)
     if with_onnx:
         quantizing = 0 if recipe.onnx.precision == "fp32" else 60e-9
         seconds = slower * (1 + shapes.parameters * (20e-9 + quantizing)) + written.onnx / write
-        yield Cost("onnx", seconds, memory + written.onnx)
+        # the other exporter makes its graph in memory
+        streamed = written.onnx if shapes.has_builder and recipe.onnx.exporter != "generic" else 0
+        yield Cost("onnx", seconds, memory + written.onnx, mapped + streamed)
     if recipe.verify.enabled:
         tokens = recipe.verify.num_tokens
         quantized = with_onnx and recipe.onnx.precision != "fp32"
         seconds = slower * 6 + tokens * whole * (VERIFY if with_onnx else 1) / rates.float_macs
         # the reloaded model lives in another process; a session holds the file's pages and a packed copy of them
         sessions = shapes.parameters * 4 if quantized else 0
-        yield Cost("verify", seconds, memory + 2 * written.onnx + sessions + logits)
+        memory_of_all = memory + 2 * written.onnx + sessions + logits
+        yield Cost("verify", seconds, memory_of_all, mapped + 2 * written.onnx)
     if held_out.enabled:
-        yield Cost("evaluate", _tokens(held_out) * (linears * SPARSE + rows * columns) / rates.macs, memory + logits)
+        macs = _tokens(held_out) * (linears * SPARSE + rows * columns)
+        yield Cost("evaluate", macs / rates.macs, memory + logits, mapped)
         tokens = min(held_out.num_samples, 2) * min(held_out.sequence_length, 512)
-        yield Cost("layers", tokens * linears * 2 * SPARSE / rates.macs, memory)
+        yield Cost("layers", tokens * linears * 2 * SPARSE / rates.macs, memory, mapped)
+
+
+def _rewritten(shapes: Shapes) -> int:
+    """Bytes of weights that are pruned once and for all."""
+    pruned = (linear for linear in shapes.plan.pruned if linear.scheme and linear.scheme.prune == "weights")
+    return sum(linear.macs for linear in pruned) * shapes.dtype.itemsize
 
 
 def _tokens(section: TextSection) -> int:

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, MistralConfig, StableLmConfig
 from nm_export import pipeline
 from nm_export.dry_run import dry_run
 from nm_export.errors import UserError
-from nm_export.estimates.costs import costs
+from nm_export.estimates.costs import PROCESS, costs
+from nm_export.estimates.rates import Rates
 from nm_export.estimates.shapes import find_shapes
 from nm_export.recipe import load_recipe
 from tests.conftest import MIXED
@@ -116,6 +117,24 @@ def test_what_a_run_would_take(tiny_source, tmp_path):
     more = costs(twice, find_shapes(twice), estimate.rates, with_onnx=True)
     assert more[4].seconds == 2 * estimate.costs[4].seconds
     assert os.listdir(tmp_path) == []  # noqa: PTH208
+
+
+def test_what_a_run_cannot_do_without(tiny_source):
+    rates = Rates(1e9, 1e9, 1e9, 1e9)
+
+    def held(sparsity=MIXED, **sections):
+        recipe = tiny_recipe(tiny_source, sparsity=sparsity, evaluation={"enabled": False}, **sections)
+        shapes = find_shapes(recipe)
+        return shapes, {cost.stage: cost.held for cost in costs(recipe, shapes, rates, with_onnx=True)}
+
+    shapes, mapped = held()
+    assert mapped["load"] == mapped["write"] == mapped["onnx"] == PROCESS  # all of it, the weights of the graph too
+    converted = held(model={"source": str(tiny_source), "dtype": "float32"})[1]
+    assert converted["load"] == PROCESS + shapes.weight_bytes
+    rewritten = sum(linear.macs for linear in shapes.plan.linears) * shapes.dtype.itemsize
+    assert held({"prune": "weights"})[1]["load"] == PROCESS + rewritten
+    generic = held(onnx={"exporter": "generic"})[1]
+    assert generic["onnx"] == PROCESS + shapes.onnx_bytes(tiny_recipe(tiny_source).onnx)
 
 
 def test_needs_the_configuration_only(tiny_source, tmp_path):
