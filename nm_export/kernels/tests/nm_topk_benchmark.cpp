@@ -1,6 +1,7 @@
 // Nanoseconds per element of NMTopK on one thread, beside memcpy. Medians of many runs.
 //
-// Usage: nm_topk_benchmark [tokens] [channels]
+// Usage: nm_topk_benchmark [tokens] [channels] [instruction set] [setting]   (all of both by default; the counters of
+// `perf stat` are then of one kernel, but for some milliseconds)
 
 #include <algorithm>
 #include <chrono>
@@ -37,6 +38,8 @@ double median_nanoseconds(size_t elements, Body body) {
 int main(int argc, char** argv) {
   const size_t tokens = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 128;
   const size_t channels = argc > 2 ? std::strtoul(argv[2], nullptr, 10) : 4096;
+  const char* const only_isa = argc > 3 ? argv[3] : nullptr;
+  const char* const only_setting = argc > 4 ? argv[4] : nullptr;
   std::mt19937 random(0);
   std::vector<float> x(tokens * channels), values(tokens * channels), score(channels, 1.0f), shift(channels, 0.0f);
   std::vector<float> token_shift(tokens);
@@ -64,9 +67,10 @@ int main(int argc, char** argv) {
   };
   for (const char* isa : {"portable", "avx2", "avx512", "avx512vnni", "neon"}) {
     const InstructionSet set = find_instruction_set(isa);
-    if (set.kernels == nullptr) continue;
+    if (set.kernels == nullptr || (only_isa != nullptr && std::strcmp(isa, only_isa) != 0)) continue;
     for (const Setting& setting : settings) {
       if (channels % static_cast<size_t>(setting.parameters.m) != 0) continue;
+      if (only_setting != nullptr && std::strcmp(setting.name, only_setting) != 0) continue;
       const NMTopK nm_topk(setting.parameters, *set.kernels);
       Workspace workspace;
       const double time = median_nanoseconds(x.size(), [&] {
