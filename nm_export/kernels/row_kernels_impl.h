@@ -71,9 +71,9 @@ void pack(const uint32_t* bits, KeepBits& keep) {
   }
 }
 
-// Networks whose steps are known when this is compiled stay in registers: the patterns that keep one half.
+// Networks whose steps are known when this is compiled stay in registers.
 template <int kN, int kM>
-struct HalfNetwork {
+struct FixedNetwork {
   static constexpr SelectionNetwork value = make_selection_network(kN, kM);
 };
 
@@ -87,7 +87,7 @@ inline void compare_exchange(typename Lanes::Int* sorted) {
 
 template <class Lanes, int kN, int kM, size_t... kStep>
 typename Lanes::Int unrolled_threshold(const typename Lanes::Int* channel, std::index_sequence<kStep...>) {
-  using Network = HalfNetwork<kN, kM>;
+  using Network = FixedNetwork<kN, kM>;
   typename Lanes::Int sorted[kM];
   for (int c = 0; c < kM; ++c) sorted[c] = channel[c];
   (compare_exchange<Lanes, Network::value.steps[kStep].high, Network::value.steps[kStep].low>(sorted), ...);
@@ -96,7 +96,7 @@ typename Lanes::Int unrolled_threshold(const typename Lanes::Int* channel, std::
 
 template <class Lanes, int kN, int kM>
 typename Lanes::Int unrolled_threshold(const typename Lanes::Int* channel) {
-  return unrolled_threshold<Lanes, kN, kM>(channel, std::make_index_sequence<HalfNetwork<kN, kM>::value.size>());
+  return unrolled_threshold<Lanes, kN, kM>(channel, std::make_index_sequence<FixedNetwork<kN, kM>::value.size>());
 }
 
 template <class Lanes>
@@ -141,27 +141,6 @@ typename Lanes::Int drop_last_equals(const typename Lanes::Int* channel, int fir
   return bits;
 }
 
-// The keeps of a block whose keys lie as in memory, for an instruction set that compares to bits: those that are not
-// below the threshold of their group. False if a group keeps more than n of them.
-template <class Lanes, int kM>
-bool keep_rows_at_least(const int32_t* keys, typename Lanes::Int threshold, int n, KeepBits& keep) {
-  constexpr int kVectorsPerWord = 64 / Lanes::kWidth;
-  alignas(64) int32_t of_group[Lanes::kWidth];
-  Lanes::store_int(of_group, threshold);
-  int kept = 0;
-  for (int first = 0; first < kM; first += kVectorsPerWord) {
-    uint64_t word = 0;
-    for (int v = first; v < first + kVectorsPerWord && v < kM; ++v) {
-      const auto limit = Lanes::template of_groups<kM>(of_group, v);
-      const uint64_t bits = Lanes::at_least(Lanes::load_int(keys + v * Lanes::kWidth), limit);
-      word |= bits << ((v - first) * Lanes::kWidth);
-    }
-    kept += Lanes::count_bits(word);
-    keep.words[first / kVectorsPerWord] = word;
-  }
-  return kept == n * Lanes::kWidth;
-}
-
 // The keeps of one block, for m = 4, 8, 16 or 32. `keys` holds kWidth groups one after the other.
 template <class Lanes, int kM>
 void select_block(const int32_t* keys, const Pattern& pattern, KeepBits& keep) {
@@ -170,9 +149,6 @@ void select_block(const int32_t* keys, const Pattern& pattern, KeepBits& keep) {
   for (int c = 0; c < kM; c += 4) Lanes::load_four_channels(keys + c, kM, channel + c);
   const Int threshold =
       pattern.n * 2 == kM ? unrolled_threshold<Lanes, kM / 2, kM>(channel) : any_threshold<Lanes>(channel, kM, pattern);
-  if constexpr (Lanes::kComparesToBits) {
-    if (keep_rows_at_least<Lanes, kM>(keys, threshold, pattern.n, keep)) return;
-  }
   Int excess = Lanes::broadcast_int(-pattern.n);
   Int bits = keep_at_least<Lanes>(channel, 0, kM, threshold, excess);
   if (Lanes::any_positive(excess)) bits = drop_last_equals<Lanes>(channel, 0, kM, threshold, bits, excess);
@@ -256,8 +232,87 @@ struct MaskedRow {
   void keep_one(size_t i, bool kept) const { mask[i] = kept; }
 };
 
+// Of each group of a block, the lowest key that is kept.
+template <class Lanes, int kN, int kM>
+typename Lanes::Int fixed_threshold(const int32_t* keys) {
+  typename Lanes::Int channel[kM];
+  for (int c = 0; c < kM; c += 4) Lanes::load_four_channels(keys + c, kM, channel + c);
+  return unrolled_threshold<Lanes, kN, kM>(channel);
+}
+
+template <class Lanes, int kM, size_t... kN>
+typename Lanes::Int tabled_threshold(const int32_t* keys, int n, std::index_sequence<kN...>) {
+  using Threshold = typename Lanes::Int (*)(const int32_t*);
+  constexpr Threshold kOf[] = {fixed_threshold<Lanes, static_cast<int>(kN) + 1, kM>...};
+  return kOf[n - 1](keys);
+}
+
+// For m = 4, 8, 16 or 32; only of groups of 32, all the networks would be much code.
+template <class Lanes, int kM>
+typename Lanes::Int block_threshold(const int32_t* keys, const Pattern& pattern) {
+  if (pattern.n * 2 == kM) return fixed_threshold<Lanes, kM / 2, kM>(keys);
+  if constexpr (kM <= 16) {
+    return tabled_threshold<Lanes, kM>(keys, pattern.n, std::make_index_sequence<kM - 1>());
+  } else {
+    typename Lanes::Int channel[kM];
+    for (int c = 0; c < kM; c += 4) Lanes::load_four_channels(keys + c, kM, channel + c);
+    return any_threshold<Lanes>(channel, kM, pattern);
+  }
+}
+
+// One block, or the whole groups of a last one, without the detour over bits, for an instruction set that compares to
+// them: keeps what is not below the threshold of its group. False where a group keeps more than n that way; what was
+// written is then wrong.
+template <class Lanes, int kM, bool kWhole, class Row>
+bool keep_block(const Row& row, size_t start, int count, const Pattern& pattern, int32_t* keys) {
+  const int vectors = kWhole ? kM : count / Lanes::kWidth;
+  for (int v = 0; v < vectors; ++v) {
+    Lanes::store_int(keys + v * Lanes::kWidth, row.keys(start + static_cast<size_t>(v * Lanes::kWidth)));
+  }
+  for (int v = vectors; v < kM; ++v) Lanes::store_int(keys + v * Lanes::kWidth, Lanes::broadcast_int(0));
+  alignas(64) int32_t of_group[Lanes::kWidth];
+  Lanes::store_int(of_group, block_threshold<Lanes, kM>(keys, pattern));
+  int kept = 0;
+  for (int v = 0; v < vectors; ++v) {
+    const auto limit = Lanes::template of_groups<kM>(of_group, v);
+    const uint32_t bits = Lanes::at_least(Lanes::load_int(keys + v * Lanes::kWidth), limit);
+    kept += Lanes::count_bits(bits);
+    row.keep(start + static_cast<size_t>(v * Lanes::kWidth), bits);
+  }
+  return kept == pattern.n * (kWhole ? Lanes::kWidth : count / kM);
+}
+
+template <class Lanes, int kM, class Row>
+bool keep_block(const Row& row, size_t start, size_t count, const Pattern& pattern, int32_t* keys) {
+  if (count == static_cast<size_t>(kM * Lanes::kWidth)) {
+    return keep_block<Lanes, kM, true>(row, start, kM * Lanes::kWidth, pattern, keys);
+  }
+  return count % Lanes::kWidth == 0 &&
+         keep_block<Lanes, kM, false>(row, start, static_cast<int>(count), pattern, keys);
+}
+
 template <class Lanes, class Row>
-void select_row(const Row& row, size_t channels, const Pattern& pattern) {
+bool keep_block(const Row& row, size_t start, size_t count, const Pattern& pattern, int32_t* keys) {
+  if constexpr (Lanes::kComparesToBits) {
+    switch (pattern.m) {
+      case 4:
+        return keep_block<Lanes, 4>(row, start, count, pattern, keys);
+      case 8:
+        return keep_block<Lanes, 8>(row, start, count, pattern, keys);
+      case 16:
+        return keep_block<Lanes, 16>(row, start, count, pattern, keys);
+      case 32:
+        return keep_block<Lanes, 32>(row, start, count, pattern, keys);
+      default:
+        break;
+    }
+  }
+  return false;
+}
+
+// `row` is a copy: what it points to is then known not to be written over by what it writes.
+template <class Lanes, class Row>
+void select_row(const Row row, size_t channels, const Pattern& pattern) {
   constexpr size_t kWidth = Lanes::kWidth;
   const size_t m = static_cast<size_t>(pattern.m);
   const size_t block = kWidth * m;
@@ -265,6 +320,7 @@ void select_row(const Row& row, size_t channels, const Pattern& pattern) {
   KeepBits keep;
   for (size_t start = 0; start < channels; start += block) {
     const size_t count = channels - start < block ? channels - start : block;
+    if (keep_block<Lanes>(row, start, count, pattern, keys)) continue;
     const size_t end = start + count;
     size_t i = start;
     for (; i + kWidth <= end; i += kWidth) Lanes::store_int(keys + (i - start), row.keys(i));
