@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from nm_export.estimates.rates import Rates
 from nm_export.estimates.shapes import Shapes
+from nm_export.preparation import ALLOCATION_WINDOW, ALLOCATION_WINDOWS
 from nm_export.recipe import Recipe, TextSection
 
 REFERENCE = 33e9
@@ -99,9 +100,10 @@ def _costs(recipe: Recipe, shapes: Shapes, rates: Rates, with_onnx: bool) -> Ite
     text = recipe.calibration
     batch = text.batch_size * text.sequence_length
     if recipe.sparsity.budget is not None:
-        modules = len(shapes.plan.pruned) * len(recipe.sparsity.budget_patterns or ("",))
-        seconds = (modules + 1) * 1024 * whole * SPARSE / rates.macs
-        yield Cost("allocate", seconds, memory + 3 * 4 * 256 * rows, mapped)
+        # a pass for each group, and one in which every linear is computed with every pattern
+        passes = len(shapes.plan.input_groups) + 1 + len(recipe.sparsity.budget_patterns or ("",))
+        seconds = passes * ALLOCATION_WINDOWS * ALLOCATION_WINDOW * whole * SPARSE / rates.macs
+        yield Cost("allocate", seconds, memory + 3 * 4 * ALLOCATION_WINDOW * rows, mapped)
     passes = _calibration_passes(recipe, shapes)
     yield Cost(
         "calibrate",
