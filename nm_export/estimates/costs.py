@@ -101,8 +101,8 @@ def _costs(recipe: Recipe, shapes: Shapes, rates: Rates, with_onnx: bool) -> Ite
     batch = text.batch_size * text.sequence_length
     if recipe.sparsity.budget is not None:
         # a pass for each group, and one in which every linear is computed with every pattern
-        passes = len(shapes.plan.input_groups) + 1 + len(recipe.sparsity.budget_patterns or ("",))
-        seconds = passes * ALLOCATION_WINDOWS * ALLOCATION_WINDOW * whole * SPARSE / rates.macs
+        probes = len(shapes.plan.input_groups) + 1 + len(recipe.sparsity.budget_patterns or ("",))
+        seconds = probes * ALLOCATION_WINDOWS * ALLOCATION_WINDOW * whole * SPARSE / rates.macs
         yield Cost("allocate", seconds, memory + 3 * 4 * ALLOCATION_WINDOW * rows, mapped)
     passes = _calibration_passes(recipe, shapes)
     yield Cost(
@@ -120,11 +120,10 @@ def _costs(recipe: Recipe, shapes: Shapes, rates: Rates, with_onnx: bool) -> Ite
         end_to_end = learning.mode == "end_to_end"
         # the dense model's output; forward and twice as much backward, with a selection; the next block's inputs
         macs = trained * (1 + 3 * SPARSE + (0 if end_to_end else SPARSE)) * (whole if end_to_end else linears)
-        activations = (
-            learning.batch_size * learning.sequence_length * 4 * (40 * columns + (4 * rows if end_to_end else 0))
-        )
         layers = sum(linear.name.endswith(("down_proj", "fc2", "dense_4h_to_h")) for linear in shapes.plan.linears) or 1
-        yield Cost("learn", macs / rates.macs, memory + activations * (layers if end_to_end else 1), mapped)
+        numbers = 40 * columns * layers + 4 * rows if end_to_end else 40 * columns
+        activations = 4 * learning.batch_size * learning.sequence_length * numbers
+        yield Cost("learn", macs / rates.macs, memory + activations, mapped)
     yield Cost("write", slower * 0.1 + written.safetensors / write, memory, mapped)
     if with_onnx:
         quantizing = 0 if recipe.onnx.precision == "fp32" else 60e-9
