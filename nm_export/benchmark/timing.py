@@ -34,10 +34,16 @@ class Ratio:
     high: float
 
 
+_WARM_RUNS, _WARM_SECONDS = 17, 1.0
+
+
 def take_turns(
     calls: Mapping[str, Callable[[], object]], repeats: int, clock: Clock, budget: float = 20.0
 ) -> dict[str, list[float]]:
-    """Run every call once for its buffers and caches, then all in turn, `repeats` times.
+    """Run every call until it is warm, then all in turn, `repeats` times.
+
+    Warm is what has buffers and caches, and has tried how many threads it wants (kernels/thread_choice.h): after 17
+    runs, or the first one that ends when a second is over.
 
     Args:
         calls: the rivals, by name.
@@ -50,7 +56,11 @@ def take_turns(
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
-        call()
+        end = time.perf_counter() + _WARM_SECONDS
+        for _ in range(_WARM_RUNS):
+            call()
+            if time.perf_counter() > end:
+                break
     end = time.perf_counter() + budget
     for turn in range(repeats):
         if turn >= 3 and time.perf_counter() > end:
