@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+_WARM_RUNS, _WARM_SECONDS = 17, 1.0
+
 
 class Clock(StrEnum):
     """What time is measured.
@@ -32,9 +34,6 @@ class Ratio:
     value: float
     low: float
     high: float
-
-
-_WARM_RUNS, _WARM_SECONDS = 17, 1.0
 
 
 def take_turns(

@@ -67,7 +67,7 @@ def evaluate(
     Raises:
         UserError: something that the user can correct.
     """
-    if generate and (generate < GRAM or not (texts or not tasks)):
+    if generate and (generate < GRAM or (tasks and not texts)):
         raise UserError(f"--generate writes at least {GRAM} tokens, after windows of a text; give more, and a --text")
     if not texts and not tasks:
         texts = (BUILTIN,)
