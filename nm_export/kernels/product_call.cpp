@@ -57,15 +57,17 @@ void run(const ProductNode& node, const SparseProduct& product, CallBuffers& buf
   std::optional<TimedCall> timed;
   if (product.tokens == 1 && weights <= kWeightsOfShortCall && node.workers > 1) timed.emplace(*node.of_one_token);
   const size_t workers = timed.has_value() && !timed->several() ? 1 : node.workers;
-  const SparseMatMul matmul(node.isa, product, workers, buffers);
+  const SparseMatMul matmul(node.isa, product, workers, Cut::kChannels, buffers);
   Job job{matmul};
-  if (matmul.tasks() == 1) {
-    job.run(0);
+  if (matmul.workers() == 1) {
+    for (size_t task = 0; task < matmul.tasks(); ++task) job.run(task);
   } else {
+    // A batch is what a thread takes at once: so the caller does what a thread that wakes up late leaves.
     const auto run_task = [](void* data, size_t task) { static_cast<Job*>(data)->run(task); };
-    check(node.api->KernelContext_ParallelFor(context, run_task, matmul.tasks(), 0, &job));
+    check(node.api->KernelContext_ParallelFor(context, run_task, matmul.tasks(), matmul.tasks(), &job));
   }
   if (job.out_of_memory) throw std::bad_alloc();
+  matmul.finish();
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ struct CallBuffers {
   AlignedBuffer<uint32_t> rows;
   AlignedBuffer<float> row_values;
   AlignedBuffer<size_t> row_ends;
+  AlignedBuffer<float> sums;
 };
 struct WorkerBuffers {
   AlignedBuffer<float> tile;
@@ -35,24 +36,35 @@ struct WorkerBuffers {
   AlignedBuffer<float> sums;
 };
 
-// One call, cut to tasks that are independent of each other.
+// What a task of few tokens has for its own: columns of y, or some of the channels that are summed up in them. Whole rows
+// are read faster than pieces of them, but then `finish` has to add sums.
+enum class Cut { kColumns, kChannels };
+
+// One call, cut to tasks that are independent of each other. y does not depend on the number of workers.
 class SparseMatMul {
  public:
   // `product` has at least one token, channel and column. Its pointers and `buffers` outlive this object. `workers` is
   // how many tasks may run at once. Throws std::bad_alloc.
-  SparseMatMul(const InstructionSet& isa, const SparseProduct& product, size_t workers, CallBuffers& buffers);
+  SparseMatMul(const InstructionSet& isa, const SparseProduct& product, size_t workers, Cut cut, CallBuffers& buffers);
 
-  size_t tasks() const { return column_tasks_ * token_tasks_; }
+  size_t tasks() const { return column_tasks_ * channel_tasks_ * token_tasks_; }
 
-  // Computes the part of y that belongs to a task. Throws std::bad_alloc when the buffers cannot grow.
+  // How many workers pay.
+  size_t workers() const { return workers_; }
+
+  // Computes what belongs to a task. Throws std::bad_alloc when the buffers cannot grow.
   void run(size_t task, WorkerBuffers& buffers) const;
 
+  // Once, after all tasks.
+  void finish() const;
+
  private:
+  void cut_channels(CallBuffers& buffers);
   void cut_columns(size_t workers, size_t widest);
   void list_rows(CallBuffers& buffers);
   Rows rows_of(size_t block, size_t token) const;
   Rows rows_of_any_token(size_t block) const;
-  void add_rows(size_t first_column, size_t columns) const;
+  void add_rows(size_t first_column, size_t columns, size_t channel_task) const;
   void add_tiles(size_t first_column, size_t columns, size_t first_token, size_t tokens, WorkerBuffers& buffers) const;
   size_t bytes_of(size_t weights) const;
   Prefetch prefetch(const Part& part, size_t steps) const;
@@ -62,8 +74,10 @@ class SparseMatMul {
   const SparseProduct product_;
   const size_t blocks_;
   const bool by_rows_;
+  size_t workers_ = 1;
   size_t columns_per_task_ = 0;
   size_t column_tasks_ = 0;
+  size_t channel_tasks_ = 1;
   size_t tokens_per_task_ = 0;
   size_t token_tasks_ = 0;
 
@@ -72,6 +86,8 @@ class SparseMatMul {
   const float* row_values_ = nullptr;
   const size_t* row_ends_ = nullptr;
   size_t lists_per_block_ = 0;
+
+  float* sums_ = nullptr;  // [channel_tasks - 1, tokens, columns]; the first task adds to y
 };
 
 }  // namespace nm_export

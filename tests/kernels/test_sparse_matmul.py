@@ -38,7 +38,7 @@ def assert_follows_specification(y, values, weight, bias, token_shift, offset):
 
 @st.composite
 def products(draw):
-    K = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 128, 200, 256, 1000])))
+    K = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 128, 200, 256, 1000, 1600])))
     O = draw(st.one_of(st.integers(0, 40), st.sampled_from([63, 64, 65, 127, 128, 129, 200, 520, 1025, 2100])))  # noqa: E741
     leading = draw(st.sampled_from([(), (1,), (0,), (2,), (5,), (17,), (130,), (1, 1), (2, 3), (2, 0), (300,)]))
     dtype, weight_dtype = draw(st.sampled_from(TYPES))

@@ -56,7 +56,7 @@ def random_inputs(rng, leading: tuple[int, ...], K: int, O: int, dtype: str, kep
 
 @st.composite
 def products(draw):
-    K = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 128, 200, 300])))
+    K = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 128, 200, 300, 1100])))
     O = draw(st.one_of(st.integers(0, 40), st.sampled_from([63, 64, 66, 127, 128, 130, 200, 520, 1026, 4200])))  # noqa: E741
     leading = draw(st.sampled_from([(), (1,), (0,), (2,), (5,), (17,), (130,), (1, 1), (2, 3), (2, 0)]))
     code_type = draw(st.sampled_from(list(CODE_TYPES)))

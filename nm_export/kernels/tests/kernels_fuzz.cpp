@@ -339,7 +339,7 @@ ProductCall product_call(FuzzedDataProvider& data, WeightType type) {
   const bool nibbles = type >= WeightType::kInt4;
   call.tokens = data.ConsumeBool() ? data.ConsumeIntegralInRange<size_t>(1, 12)
                                    : data.ConsumeIntegralInRange<size_t>(1, 80);
-  call.channels = data.ConsumeIntegralInRange<size_t>(1, 200);
+  call.channels = data.ConsumeIntegralInRange<size_t>(1, data.ConsumeIntegralInRange(0, 7) == 0 ? 2500 : 200);
   weight.columns = data.ConsumeIntegralInRange<size_t>(1, data.ConsumeIntegralInRange(0, 7) == 0 ? 2500 : 200);
   if (nibbles) weight.columns += weight.columns % 2;
   if (call.tokens * call.channels * weight.columns > 3000000) call.tokens = 1;
@@ -449,8 +449,9 @@ void fuzz_product(FuzzedDataProvider& data) {
     product.tokens = call.tokens;
     product.channels = call.channels;
     product.may_round = rounded;
-    const SparseMatMul matmul(isa, product, workers, call_buffers);
+    const SparseMatMul matmul(isa, product, workers, Cut::kChannels, call_buffers);
     for (size_t task = matmul.tasks(); task > 0; --task) matmul.run(task - 1, worker_buffers);
+    matmul.finish();
     check_product(call, y, true, rounded, isa.name);
   }
 }

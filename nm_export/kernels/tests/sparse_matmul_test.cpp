@@ -42,18 +42,20 @@ void add_scales(Weight& weight, const std::vector<float>& scales, size_t block_s
   weight.blocks = (weight.columns + block_size - 1) / block_size;
 }
 
-void multiply(const InstructionSet& isa, const SparseProduct& product, size_t workers) {
+void multiply(const InstructionSet& isa, const SparseProduct& product, size_t workers, Cut cut = Cut::kChannels) {
   CallBuffers call_buffers;
   WorkerBuffers worker_buffers;
-  const SparseMatMul matmul(isa, product, workers, call_buffers);
+  const SparseMatMul matmul(isa, product, workers, cut, call_buffers);
   for (size_t task = 0; task < matmul.tasks(); ++task) matmul.run(task, worker_buffers);
+  matmul.finish();
 }
 
 void test_product(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
   const size_t tokens = random() % 2 == 0 ? up_to(10) : up_to(300);
-  const size_t channels = up_to(200);
-  const size_t columns = random() % 4 == 0 ? up_to(3000) : up_to(150);
+  const bool is_deep = random() % 4 == 0;  // 1,024 channels are summed up by several tasks
+  const size_t channels = up_to(is_deep ? 3000 : 200);
+  const size_t columns = up_to(!is_deep && random() % 4 == 0 ? 3000 : 150);
   const auto type = static_cast<WeightType>(random() % 3);
   const size_t size = type == WeightType::kFloat32 ? 4 : 2;
 
@@ -72,7 +74,7 @@ void test_product(const InstructionSet& isa, std::mt19937& random) {
   matrix.columns = columns;
   const SparseProduct product{matrix,        values.data(), bias.data(), token_shift.data(),
                               offset.data(), y.data(),      tokens,      channels,    false};
-  multiply(isa, product, up_to(20));
+  multiply(isa, product, up_to(20), random() % 2 == 0 ? Cut::kChannels : Cut::kColumns);
 
   // Multiples of 1/64 below 2^16: float32 holds every sum exactly.
   for (size_t t = 0; t < tokens; ++t) {
@@ -97,8 +99,9 @@ void test_rounded(const InstructionSet& isa, std::mt19937& random) {
   const bool is_signed = type == WeightType::kInt8 || type == WeightType::kInt4;
   const size_t bits = type == WeightType::kInt8 || type == WeightType::kUInt8 ? 8 : 4;
   const size_t tokens = up_to(8);
-  const size_t channels = up_to(200);
-  const size_t columns = 2 * up_to(random() % 4 == 0 ? 1500 : 150);
+  const bool is_deep = random() % 4 == 0;
+  const size_t channels = up_to(is_deep ? 3000 : 200);
+  const size_t columns = 2 * up_to(!is_deep && random() % 4 == 0 ? 1500 : 150);
   const size_t block_size = kSmallestBlock << random() % 5;
   const size_t blocks = (columns + block_size - 1) / block_size;
 
@@ -159,8 +162,9 @@ void test_rounded(const InstructionSet& isa, std::mt19937& random) {
 void test_workers(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
   const auto type = static_cast<WeightType>(random() % 7);
-  const size_t channels = up_to(300);
-  const size_t columns = 2 * up_to(2000);
+  const bool is_deep = random() % 2 == 0;
+  const size_t channels = up_to(is_deep ? 3000 : 300);
+  const size_t columns = 2 * up_to(is_deep ? 200 : 2000);
   const size_t block_size = kSmallestBlock << random() % 5;
   const size_t blocks = (columns + block_size - 1) / block_size;
   std::normal_distribution<float> normal;
