@@ -23,6 +23,10 @@ namespace {
 
 constexpr size_t kRowsAtOnce = 8;
 
+// So many lines of a row are asked for together: one page of the memory after the other. bfloat16 rows of 8 KB came a
+// tenth faster so than line by line, and by 16 lines rows of 2 KB slower.
+constexpr size_t kLinesAtOnce = 4;
+
 // The position of the lowest bit that is set. There is one.
 inline size_t lowest_bit(uint64_t mask) {
 #ifdef _MSC_VER
@@ -59,7 +63,12 @@ void add_group(const Stored* const* row, const float* value, const Stored* const
   constexpr size_t kPerLine = kCacheLine / sizeof(Stored);
   size_t c = 0;
   for (; c + kPerLine <= columns; c += kPerLine) {
-    for (size_t i = 0; i < next_count; ++i) Lanes::prefetch(next[i] + c);
+    if (c % (kLinesAtOnce * kPerLine) == 0) {
+      const size_t end = c + kLinesAtOnce * kPerLine < columns ? c + kLinesAtOnce * kPerLine : columns;
+      for (size_t i = 0; i < next_count; ++i) {
+        for (size_t line = c; line < end; line += kPerLine) Lanes::prefetch(next[i] + line);
+      }
+    }
     for (size_t v = c; v < c + kPerLine; v += Lanes::kWidth) {
       typename Lanes::Float sum = Lanes::load(y + v);
       for (size_t i = 0; i < kRows; ++i) sum = Lanes::fma(factor[i], Lanes::load(row[i] + v), sum);
