@@ -1,8 +1,6 @@
 // The integer kernels, written over a class `Dots` that every instruction set defines.
 //
-// The values of four rows, times the scales of a block and rounded, are the four bytes of one number, as instructions
-// that multiply bytes want them. Codes are taken without sign: a signed one is 2^(bits - 1) more, and so is its zero
-// point.
+// Codes are taken without sign: a signed one is 2^(bits - 1) more, and so is its zero point.
 #pragma once
 
 #include <string.h>
@@ -14,12 +12,6 @@
 namespace nm_export {
 namespace {
 
-constexpr size_t kQuad = 4;
-constexpr size_t kMostQuads = kBlockChannels / kQuad;
-
-// Blocks of columns whose values are rounded together.
-constexpr size_t kStretchBlocks = 16;
-
 // Sums of 127 * 255 for each channel of a block are integers that float32 holds.
 constexpr int kLargestValue = 127;
 
@@ -29,16 +21,6 @@ constexpr int32_t kInfinityBits = 0x7f800000;
 
 // Adding it rounds numbers below 2^22 to integers, which are then the low bits. Of NaN any byte results.
 constexpr float kRounder = 0x1.8p23f;
-
-// The values of one block of channels, rounded for up to kStretchBlocks blocks of columns. What it has for more blocks
-// is arbitrary.
-struct RoundedValues {
-  // For each four rows the bytes that multiply their codes. Longer than it need be, so that vectors can be loaded.
-  alignas(64) uint32_t quads[kMostQuads][2 * kStretchBlocks];
-  alignas(64) int32_t zero[2 * kStretchBlocks];  // what the zero points add to a sum
-  alignas(64) float step[2 * kStretchBlocks];    // what a sum is multiplied by
-  uint32_t unrounded;                            // bit b: block b has none of the above and adds 0
-};
 
 // The rows that are added, filled up to whole quads with rows of value 0.
 struct AddedRows {
@@ -94,10 +76,35 @@ void copy_few(const Number* source, size_t count, Number* target) {
   }
 }
 
+// What makes a code unsigned.
+template <size_t kBits, bool kSigned>
+constexpr int unsigned_shift() {
+  return kSigned ? 1 << (kBits - 1) : 0;
+}
+
+// The zero points of up to kStretchBlocks blocks, of unsigned codes. What there is room for more becomes arbitrary.
+template <size_t kBits, bool kSigned>
+void load_zero_points(const void* stored, size_t block, size_t count, int32_t* zero_points) {
+  uint8_t codes[kStretchBlocks] = {};
+  const auto* bytes = static_cast<const uint8_t*>(stored) + block * kBits / 8;
+  if (kBits == 8) {
+    copy_few(bytes, count, codes);
+  } else {
+    const size_t odd = block % 2;
+    uint8_t pairs[kStretchBlocks] = {};
+    copy_few(bytes, (odd + count + 1) / 2, pairs);
+    uint64_t nibbles = 0;
+    for (size_t i = 0; i < 8; ++i) nibbles |= static_cast<uint64_t>(pairs[i]) << (8 * i);
+    if (odd != 0) nibbles = nibbles >> 4 | static_cast<uint64_t>(pairs[8]) << 60;
+    for (size_t b = 0; b < kStretchBlocks; ++b) codes[b] = static_cast<uint8_t>(nibbles >> (4 * b) & 15);
+  }
+  for (size_t b = 0; b < kStretchBlocks; ++b) zero_points[b] = codes[b] ^ unsigned_shift<kBits, kSigned>();
+}
+
 template <size_t kBits, bool kSigned>
 class Rounder {
  public:
-  static constexpr int kUnsigned = kSigned ? 1 << (kBits - 1) : 0;
+  static constexpr int kUnsigned = unsigned_shift<kBits, kSigned>();
 
   Rounder(const Weight& weight, const AddedRows& rows) : weight_(weight), rows_(rows) {}
 
@@ -124,7 +131,7 @@ class Rounder {
           for (size_t b = 0; b < kStretchBlocks; ++b) zero[b] += integer[b];
         } else {
           int32_t zero_points[kStretchBlocks];
-          load_zero_points(rows_.block[g * kQuad + i] + first, count, zero_points);
+          load_zero_points<kBits, kSigned>(weight_.zero_points, rows_.block[g * kQuad + i] + first, count, zero_points);
           for (size_t b = 0; b < kStretchBlocks; ++b) zero[b] += integer[b] * zero_points[b];
         }
       }
@@ -161,23 +168,6 @@ class Rounder {
       unrounded |= (is_good || largest[b] == 0 ? 0u : 1u) << b;
     }
     rounded.unrounded = unrounded & ((1u << count) - 1);
-  }
-
-  void load_zero_points(size_t block, size_t count, int32_t* zero_points) const {
-    uint8_t codes[kStretchBlocks] = {};
-    const auto* bytes = static_cast<const uint8_t*>(weight_.zero_points) + block * kBits / 8;
-    if (kBits == 8) {
-      copy_few(bytes, count, codes);
-    } else {
-      const size_t odd = block % 2;
-      uint8_t pairs[kStretchBlocks] = {};
-      copy_few(bytes, (odd + count + 1) / 2, pairs);
-      uint64_t nibbles = 0;
-      for (size_t i = 0; i < 8; ++i) nibbles |= static_cast<uint64_t>(pairs[i]) << (8 * i);
-      if (odd != 0) nibbles = nibbles >> 4 | static_cast<uint64_t>(pairs[8]) << 60;
-      for (size_t b = 0; b < kStretchBlocks; ++b) codes[b] = static_cast<uint8_t>(nibbles >> (4 * b) & 15);
-    }
-    for (size_t b = 0; b < kStretchBlocks; ++b) zero_points[b] = codes[b] ^ kUnsigned;
   }
 
   const Weight& weight_;
@@ -296,9 +286,10 @@ struct PlainDots {
 };
 
 template <template <size_t, bool> class Dots>
-constexpr IntegerKernels integer_kernels() {
+constexpr IntegerKernels integer_kernels(const IntegerTileKernels* tiles) {
   return {{add_rounded_rows<Dots<8, true>, 8, true>, add_rounded_rows<Dots<8, false>, 8, false>,
-           add_rounded_rows<Dots<4, true>, 4, true>, add_rounded_rows<Dots<4, false>, 4, false>}};
+           add_rounded_rows<Dots<4, true>, 4, true>, add_rounded_rows<Dots<4, false>, 4, false>},
+          tiles};
 }
 
 }  // namespace

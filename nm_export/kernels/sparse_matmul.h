@@ -34,6 +34,11 @@ struct WorkerBuffers {
   AlignedBuffer<float> channels;
   AlignedBuffer<uint64_t> masks;
   AlignedBuffer<float> sums;
+  AlignedBuffer<uint8_t> codes;
+  AlignedBuffer<uint32_t> rows;
+  AlignedBuffer<size_t> row_counts;
+  AlignedBuffer<RoundedValues> rounded;
+  AlignedBuffer<BlockScales> scales;
 };
 
 // What a task of few tokens has for its own: columns of y, or some of the channels that are summed up in them. Whole rows
@@ -59,21 +64,44 @@ class SparseMatMul {
   void finish() const;
 
  private:
-  void cut_channels(CallBuffers& buffers);
+  // Few tokens add rows from memory, more of them share tiles.
+  enum class Way { kRows, kFloatTiles, kIntegerTiles };
+
+  // What a task computes: some tokens' sums of some columns, over the blocks of channels [first_block, end_block).
+  struct Task {
+    size_t first_column;
+    size_t columns;
+    size_t first_token;
+    size_t tokens;
+    size_t first_block;
+    size_t end_block;
+    size_t share;  // of the channels: the first one's sums go to y, with all that y has besides them
+  };
+
+  Way choose_way() const;
+  void cut_channels(size_t widest, CallBuffers& buffers);
   void cut_columns(size_t workers, size_t widest);
+  void cut_tokens(size_t most);
+  Task task(size_t index) const;
+  float* sums_of(const Task& task) const;
+
   void list_rows(CallBuffers& buffers);
   Rows rows_of(size_t block, size_t token) const;
   Rows rows_of_any_token(size_t block) const;
-  void add_rows(size_t first_column, size_t columns, size_t channel_task) const;
-  void add_tiles(size_t first_column, size_t columns, size_t first_token, size_t tokens, WorkerBuffers& buffers) const;
-  size_t bytes_of(size_t weights) const;
-  Prefetch prefetch(const Part& part, size_t steps) const;
+  void add_rows(const Task& task) const;
+
+  void add_tiles(const Task& task, WorkerBuffers& buffers) const;
+  void add_integer_tiles(const Task& task, WorkerBuffers& buffers) const;
+  void add_unrounded(const Part& part, const Rows& kept, uint32_t blocks, float* y) const;
+  size_t channels_of(size_t block) const;
+  Prefetch prefetch_block(size_t block, const Task& task, size_t steps) const;
+  void store_sums(const Task& task, const float* sums, size_t tile_columns) const;
 
   const ProductKernels& kernels_;
   const IntegerKernels& integers_;
   const SparseProduct product_;
   const size_t blocks_;
-  const bool by_rows_;
+  const Way way_;
   size_t workers_ = 1;
   size_t columns_per_task_ = 0;
   size_t column_tasks_ = 0;
@@ -87,7 +115,7 @@ class SparseMatMul {
   const size_t* row_ends_ = nullptr;
   size_t lists_per_block_ = 0;
 
-  float* sums_ = nullptr;  // [channel_tasks - 1, tokens, columns]; the first task adds to y
+  float* sums_ = nullptr;  // [channel_tasks - 1, tokens, columns]
 };
 
 }  // namespace nm_export

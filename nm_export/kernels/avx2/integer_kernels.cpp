@@ -119,6 +119,6 @@ struct Avx2Dots<4, kSigned> {
 
 }  // namespace
 
-const IntegerKernels kAvx2Integers = integer_kernels<Avx2Dots>();
+const IntegerKernels kAvx2Integers = integer_kernels<Avx2Dots>(nullptr);
 
 }  // namespace nm_export

@@ -22,6 +22,6 @@ using Dots = Avx512Dots<Pairs, kBits, kSigned>;
 
 }  // namespace
 
-const IntegerKernels kAvx512Integers = integer_kernels<Dots>();
+const IntegerKernels kAvx512Integers = integer_kernels<Dots>(nullptr);
 
 }  // namespace nm_export

@@ -3,6 +3,6 @@
 
 namespace nm_export {
 
-const IntegerKernels kPortableIntegers = integer_kernels<PlainDots>();
+const IntegerKernels kPortableIntegers = integer_kernels<PlainDots>(nullptr);
 
 }  // namespace nm_export

@@ -98,7 +98,7 @@ void test_rounded(const InstructionSet& isa, std::mt19937& random) {
   const auto type = static_cast<WeightType>(static_cast<size_t>(WeightType::kInt8) + random() % 4);
   const bool is_signed = type == WeightType::kInt8 || type == WeightType::kInt4;
   const size_t bits = type == WeightType::kInt8 || type == WeightType::kUInt8 ? 8 : 4;
-  const size_t tokens = up_to(8);
+  const size_t tokens = up_to(isa.integers->tiles != nullptr && random() % 3 == 0 ? 40 : 8);
   const bool is_deep = random() % 4 == 0;
   const size_t channels = up_to(is_deep ? 3000 : 200);
   const size_t columns = 2 * up_to(!is_deep && random() % 4 == 0 ? 1500 : 150);

@@ -1,0 +1,196 @@
+// Tiles of codes that many tokens multiply: four channels side by side, columns in order.
+#pragma once
+
+#include "avx512/integer_dots.h"
+#include "tile_prefetch.h"
+
+namespace nm_export {
+namespace {
+
+constexpr size_t kIntegerTileColumns = 256;  // 16 KiB: half of a first-level cache
+
+// Vectors of columns, and tokens, that are summed up together: each vector of codes that is loaded serves four tokens.
+constexpr size_t kVectorsAtOnce = 4;
+constexpr size_t kColumnsAtOnce = 16 * kVectorsAtOnce;
+
+struct TilePrefetch {
+  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
+};
+
+// Stores quarter q of the four vectors in turn as 16 numbers, the q-th `stride` bytes behind the first.
+inline void store_quarters(uint8_t* target, size_t stride, const __m512i* v) {
+  const __m512i low_01 = _mm512_shuffle_i32x4(v[0], v[1], 0x44);
+  const __m512i low_23 = _mm512_shuffle_i32x4(v[2], v[3], 0x44);
+  const __m512i high_01 = _mm512_shuffle_i32x4(v[0], v[1], 0xee);
+  const __m512i high_23 = _mm512_shuffle_i32x4(v[2], v[3], 0xee);
+  _mm512_store_si512(target, _mm512_shuffle_i32x4(low_01, low_23, 0x88));
+  _mm512_store_si512(target + stride, _mm512_shuffle_i32x4(low_01, low_23, 0xdd));
+  _mm512_store_si512(target + stride * 2, _mm512_shuffle_i32x4(high_01, high_23, 0x88));
+  _mm512_store_si512(target + stride * 3, _mm512_shuffle_i32x4(high_01, high_23, 0xdd));
+}
+
+// Packs 64 bytes of each of four rows: 64 or 128 columns.
+template <size_t kBits, bool kSigned>
+void pack_step(const uint8_t* const* rows, size_t offset, uint8_t* target) {
+  const Columns columns = interleaved(rows, offset);
+  __m512i v[4];
+  if (kBits == 8) {
+    const __m512i flip = _mm512_set1_epi8(kSigned ? -128 : 0);
+    for (size_t i = 0; i < 4; ++i) v[i] = _mm512_xor_si512(columns.at[i], flip);
+    store_quarters(target, 64, v);
+    return;
+  }
+  const __m512i flip = _mm512_set1_epi8(kSigned ? 8 : 0);
+  const __m512i mask = _mm512_set1_epi8(15);
+  for (size_t h = 0; h < 2; ++h) {
+    for (size_t i = 0; i < 2; ++i) {
+      const __m512i pairs = _mm512_xor_si512(columns.at[h * 2 + i], flip);
+      const __m512i even = _mm512_and_si512(pairs, mask);
+      const __m512i odd = _mm512_and_si512(_mm512_srli_epi16(columns.at[h * 2 + i], 4), mask);
+      const __m512i flipped_odd = _mm512_xor_si512(odd, flip);
+      v[i * 2] = _mm512_unpacklo_epi32(even, flipped_odd);
+      v[i * 2 + 1] = _mm512_unpackhi_epi32(even, flipped_odd);
+    }
+    store_quarters(target + h * 64, 128, v);
+  }
+}
+
+template <size_t kBits, bool kSigned>
+void pack_integer_tile(const Weight& weight, const Part& part, uint8_t* tile, Prefetch& next) {
+  constexpr size_t kStepBytes = 64;
+  constexpr size_t kQuadBytes = kIntegerTileColumns * kQuad;
+  const auto* codes = static_cast<const uint8_t*>(weight.data);
+  const size_t bytes = part.columns * kBits / 8;
+  for (size_t k = 0; k < part.rows; k += kQuad, tile += kQuadBytes) {
+    prefetch_step<TilePrefetch>(next);
+    const uint8_t* rows[kQuad];
+    for (size_t i = 0; i < kQuad; ++i) {
+      const size_t row = part.first_row + (k + i < part.rows ? k + i : k);
+      rows[i] = codes + (row * weight.columns + part.first_column) * kBits / 8;
+    }
+    size_t offset = 0;
+    for (; offset + kStepBytes <= bytes; offset += kStepBytes) {
+      pack_step<kBits, kSigned>(rows, offset, tile + offset * 8 / kBits * kQuad);
+    }
+    if (offset == bytes) continue;
+    uint8_t tail[kQuad][kStepBytes] = {};
+    const uint8_t* tails[kQuad];
+    for (size_t i = 0; i < kQuad; ++i) {
+      memcpy(tail[i], rows[i] + offset, bytes - offset);
+      tails[i] = tail[i];
+    }
+    pack_step<kBits, kSigned>(tails, 0, tile + offset * 8 / kBits * kQuad);
+  }
+}
+
+template <size_t kBits, bool kSigned>
+void pack_block_scales(const Weight& weight, const Part& part, BlockScales& scales) {
+  const size_t first = part.first_row * weight.blocks + part.first_column / weight.block_size;
+  const size_t count = (part.columns + weight.block_size - 1) / weight.block_size;
+  const auto used = static_cast<__mmask16>((1u << count) - 1);
+  for (size_t i = 0; i < part.rows; ++i) {
+    const float* source = weight.scales + first + i * weight.blocks;
+    _mm512_store_ps(scales.scale[i], _mm512_maskz_loadu_ps(used, source));
+  }
+  scales.is_symmetric = weight.zero_points == nullptr;
+  scales.shift = unsigned_shift<kBits, kSigned>();
+  if (scales.is_symmetric) return;
+  for (size_t i = 0; i < part.rows; ++i) {
+    load_zero_points<kBits, kSigned>(weight.zero_points, first + i * weight.blocks, count, scales.zero_point[i]);
+  }
+}
+
+// What Rounder does.
+inline void round_for_tiles(const BlockScales& scales, const Rows& kept, size_t first_channel, RoundedValues& rounded) {
+  const auto product = [&](size_t i) {
+    const float* scale = scales.scale[kept.row[i] - first_channel];
+    return _mm512_mul_ps(_mm512_set1_ps(kept.value[i]), _mm512_load_ps(scale));
+  };
+
+  __m512i largest = _mm512_setzero_si512();
+  for (size_t i = 0; i < kept.count; ++i) {
+    largest = _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(product(i))));
+  }
+  const __m512i smallest = _mm512_castps_si512(_mm512_set1_ps(kSmallestScale));
+  const __mmask16 enough = _mm512_cmpge_epi32_mask(largest, smallest);
+  const __mmask16 good = _mm512_mask_cmplt_epi32_mask(enough, largest, _mm512_set1_epi32(kInfinityBits));
+  const __m512 most = _mm512_set1_ps(static_cast<float>(kLargestValue));
+  const __m512 reciprocal = _mm512_maskz_div_ps(good, most, _mm512_castsi512_ps(largest));
+  _mm512_store_ps(rounded.step, _mm512_maskz_div_ps(good, _mm512_castsi512_ps(largest), most));
+  rounded.unrounded = _mm512_test_epi32_mask(largest, largest) & ~static_cast<uint32_t>(good);
+
+  for (auto& quad : rounded.quads) _mm512_store_si512(quad, _mm512_setzero_si512());
+  __m512i zero = _mm512_setzero_si512();
+  for (size_t i = 0; i < kept.count; ++i) {
+    const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(product(i), reciprocal));
+    const size_t place = kept.row[i] - first_channel;
+    const auto bits = static_cast<unsigned>(8 * (place % kQuad));
+    const __m512i byte = _mm512_set1_epi32(static_cast<int>(0xffu << bits));
+    const __m512i shifted = _mm512_slli_epi32(integers, bits);
+    uint32_t* const quad = rounded.quads[place / kQuad];
+    // byte ? shifted : quad
+    _mm512_store_si512(quad, _mm512_ternarylogic_epi32(byte, shifted, _mm512_load_si512(quad), 0xca));
+    const __m512i zero_points = _mm512_load_si512(scales.zero_point[place]);
+    zero = _mm512_add_epi32(zero, scales.is_symmetric ? integers : _mm512_mullo_epi32(integers, zero_points));
+  }
+  if (scales.is_symmetric) zero = _mm512_mullo_epi32(zero, _mm512_set1_epi32(scales.shift));
+  _mm512_store_si512(rounded.zero, zero);
+}
+
+// kTokens tokens times kColumnsAtOnce columns, of which kSame vectors each are of one block.
+template <size_t kTokens, size_t kSame>
+void add_columns(const uint8_t* codes, const RoundedValues* rounded, size_t quads, size_t block, float* y) {
+  constexpr size_t kBlocks = kVectorsAtOnce / kSame;
+  __m512i sums[kTokens][kVectorsAtOnce];
+  for (size_t t = 0; t < kTokens; ++t) {
+    for (size_t v = 0; v < kVectorsAtOnce; ++v) sums[t][v] = _mm512_setzero_si512();
+  }
+  size_t g = 0;
+  do {
+    __m512i code[kVectorsAtOnce];
+    for (size_t v = 0; v < kVectorsAtOnce; ++v) code[v] = _mm512_load_si512(codes + v * 64);
+    for (size_t t = 0; t < kTokens; ++t) {
+      for (size_t b = 0; b < kBlocks; ++b) {
+        const __m512i values = _mm512_set1_epi32(static_cast<int>(rounded[t].quads[g][block + b]));
+        for (size_t v = b * kSame; v < (b + 1) * kSame; ++v) {
+          sums[t][v] = _mm512_dpbusd_epi32(sums[t][v], code[v], values);
+        }
+      }
+    }
+    codes += kIntegerTileColumns * kQuad;
+  } while (++g < quads);
+  for (size_t t = 0; t < kTokens; ++t, y += kIntegerTileColumns) {
+    for (size_t v = 0; v < kVectorsAtOnce; ++v) {
+      const size_t b = block + v / kSame;
+      const __m512i sum = _mm512_sub_epi32(sums[t][v], _mm512_set1_epi32(rounded[t].zero[b]));
+      add_to(y + v * 16, _mm512_mul_ps(_mm512_set1_ps(rounded[t].step[b]), _mm512_cvtepi32_ps(sum)));
+    }
+  }
+}
+
+template <size_t kSame>
+void add_integer_tile_of(const uint8_t* tile, const RoundedValues* rounded, size_t tokens, size_t quads, size_t block,
+                         size_t block_size, size_t columns, float* y, Prefetch& next) {
+  using AddColumns = void (*)(const uint8_t*, const RoundedValues*, size_t, size_t, float*);
+  constexpr AddColumns kAddColumns[kTokensOfIntegerTiles] = {add_columns<1, kSame>, add_columns<2, kSame>, add_columns<3, kSame>,
+                                                     add_columns<4, kSame>};
+  for (size_t t = 0; t < tokens; t += kTokensOfIntegerTiles) {
+    const size_t count = tokens - t < kTokensOfIntegerTiles ? tokens - t : kTokensOfIntegerTiles;
+    prefetch_step<TilePrefetch>(next);
+    for (size_t c = 0; c < columns; c += kColumnsAtOnce) {
+      kAddColumns[count - 1](tile + c * kQuad, rounded + t, quads, block + c / block_size,
+                             y + t * kIntegerTileColumns + c);
+    }
+  }
+}
+
+inline void add_integer_tile(const uint8_t* tile, const RoundedValues* rounded, size_t tokens, size_t channels,
+                             size_t block, size_t block_size, size_t columns, float* y, Prefetch& next) {
+  const auto add = block_size == 16   ? add_integer_tile_of<1>
+                   : block_size == 32 ? add_integer_tile_of<2>
+                                      : add_integer_tile_of<4>;
+  add(tile, rounded, tokens, (channels + kQuad - 1) / kQuad, block, block_size, columns, y, next);
+}
+
+}  // namespace
+}  // namespace nm_export

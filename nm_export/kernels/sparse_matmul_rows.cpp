@@ -1,0 +1,72 @@
+// Few tokens: the rows of kept channels are added where they lie.
+#include <algorithm>
+#include <bitset>
+
+#include "sparse_matmul.h"
+
+namespace nm_export {
+
+void SparseMatMul::list_rows(CallBuffers& buffers) {
+  lists_per_block_ = product_.tokens == 1 ? 1 : product_.tokens + 1;
+  uint32_t* const rows = buffers.rows.reserve(lists_per_block_ * product_.channels);
+  float* const values = buffers.row_values.reserve(lists_per_block_ * product_.channels);
+  size_t* const ends = buffers.row_ends.reserve(lists_per_block_ * blocks_ + 1);
+  size_t count = 0;
+  size_t lists = 0;
+  ends[lists++] = 0;
+  for (size_t first = 0; first < product_.channels; first += kBlockChannels) {
+    const size_t channels = std::min(kBlockChannels, product_.channels - first);
+    uint64_t any = 0;
+    for (size_t t = 0; t < product_.tokens; ++t) {
+      const float* v = product_.values + t * product_.channels + first;
+      const uint64_t mask = kernels_.compact(v, channels, first, rows + count, values + count);
+      any |= mask;
+      count += std::bitset<kBlockChannels>(mask).count();
+      ends[lists++] = count;
+    }
+    if (product_.tokens == 1) continue;
+    for (size_t k = 0; k < channels; ++k) {
+      if (any >> k & 1u) rows[count++] = static_cast<uint32_t>(first + k);
+    }
+    ends[lists++] = count;
+  }
+  rows_ = rows;
+  row_values_ = values;
+  row_ends_ = ends;
+}
+
+Rows SparseMatMul::rows_of(size_t block, size_t token) const {
+  const size_t* ends = row_ends_ + block * lists_per_block_ + token;
+  return {rows_ + ends[0], row_values_ + ends[0], ends[1] - ends[0]};
+}
+
+Rows SparseMatMul::rows_of_any_token(size_t block) const {
+  if (block >= blocks_) return {nullptr, nullptr, 0};
+  return rows_of(block, lists_per_block_ - 1);
+}
+
+void SparseMatMul::add_rows(const Task& task) const {
+  const auto type = static_cast<size_t>(product_.weight.type);
+  const bool by_integers = product_.may_round && product_.weight.type >= WeightType::kInt8;
+  const auto add = by_integers ? integers_.add_rows[code_type(product_.weight)] : kernels_.add_rows[type];
+  const float* bias = product_.bias + task.first_column;
+  const float* offset = product_.offset + task.first_column;
+  const size_t stride = product_.weight.columns;
+  float* const y = sums_of(task);
+  for (size_t t = 0; t < task.tokens; ++t) {
+    const float shift = product_.token_shift[t];
+    for (size_t c = 0; c < task.columns; ++c) {
+      y[t * stride + c] = task.share == 0 ? shift * offset[c] + bias[c] : 0.0f;
+    }
+  }
+  for (size_t block = task.first_block; block < task.end_block; ++block) {
+    const Rows next = rows_of_any_token(block + 1);  // behind the last one too: there a worker's next task begins
+    for (size_t t = 0; t < task.tokens; ++t) {
+      const size_t start = next.count * t / task.tokens;
+      const Rows share{next.row + start, nullptr, next.count * (t + 1) / task.tokens - start};
+      add(product_.weight, task.first_column, rows_of(block, t), share, task.columns, y + t * stride);
+    }
+  }
+}
+
+}  // namespace nm_export
