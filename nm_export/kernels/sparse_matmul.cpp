@@ -7,8 +7,10 @@ namespace {
 
 // Up to so many tokens add rows from memory; more of them share packed tiles. Measured at 4096 x 1024 and 4096 x 4096 on
 // AMD EPYC (Zen 4): at 6 tokens the times of float32 weights are equal, at 8 tiles take a tenth to a quarter less. Of
-// codes, up to 8 tokens multiply bytes row by row: docs/semantics.md.
+// 8 bits, integer tiles win from 6 tokens on, of 4 bits from 9. Without them codes are multiplied as bytes up to 8
+// tokens: docs/semantics.md.
 constexpr size_t kFewTokens = 6;
+constexpr size_t kFewTokensOfBytes = 5;
 constexpr size_t kFewTokensOfCodes = 8;
 
 // Columns of a task at most. A row should be read in pieces as long as can be, or the memory does not deliver: of
@@ -73,8 +75,10 @@ SparseMatMul::Way SparseMatMul::choose_way() const {
   if (product_.weight.type < WeightType::kInt8) {
     return product_.tokens <= kFewTokens ? Way::kRows : Way::kFloatTiles;
   }
-  if (product_.tokens <= kFewTokensOfCodes) return Way::kRows;
-  return product_.may_round && integers_.tiles != nullptr ? Way::kIntegerTiles : Way::kFloatTiles;
+  const bool has_tiles = product_.may_round && integers_.tiles != nullptr;
+  const bool has_bytes = product_.weight.type == WeightType::kInt8 || product_.weight.type == WeightType::kUInt8;
+  if (product_.tokens <= (has_tiles && has_bytes ? kFewTokensOfBytes : kFewTokensOfCodes)) return Way::kRows;
+  return has_tiles ? Way::kIntegerTiles : Way::kFloatTiles;
 }
 
 // By the shape alone, so that sums do not depend on the workers.

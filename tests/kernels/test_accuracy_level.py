@@ -10,6 +10,8 @@ from tests.kernels.nbits_sessions import CODE_TYPES, QuantizedWeight, feeds, ran
 from tests.kernels.sessions import assert_identical, create_session, instruction_set, supported_instruction_sets
 
 ISAS = ["portable", "avx2", "avx512", "avx512vnni", "neon"]
+FEW = [1, 2, 5, 8]  # tokens that every instruction set rounds; these round any number
+ROUNDS_ALWAYS = ["avx512vnni"]
 BLOCK_SIZES = [16, 32, 64, 128, 256]
 EPS = 2.0**-23
 
@@ -73,14 +75,14 @@ def random_inputs(rng, tokens: int, K: int, O: int):  # noqa: E741
 
 
 @st.composite
-def products(draw):
+def products(draw, tokens=tuple(FEW)):
     K = draw(st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 128, 200])))
     O = draw(st.one_of(st.integers(1, 300), st.sampled_from([512, 520, 1026])))  # noqa: E741
     code_type = draw(st.sampled_from(list(CODE_TYPES)))
     O += O % 2 if code_type.endswith("4") else 0  # noqa: E741
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     weight = random_weight(rng, code_type, K, O, draw(st.sampled_from(BLOCK_SIZES)), draw(st.booleans()))
-    inputs = random_inputs(rng, draw(st.sampled_from([1, 2, 5, 8])), K, O)
+    inputs = random_inputs(rng, draw(st.sampled_from(tokens)), K, O)
     values, changed = inputs[0], draw(st.sampled_from(["", "specials", "tiny", "huge", "mixed", "zero scales"]))
     if changed == "specials":
         values[rng.random(values.shape) < 0.02] = draw(st.sampled_from([np.nan, np.inf, -np.inf]))
@@ -104,6 +106,23 @@ def test_the_integers_are_those_of_the_specification(isa, case, threads):
         assert_follows_specification(multiply(isa, weight, *inputs, threads=threads), weight, *inputs)
 
 
+@pytest.mark.parametrize("isa", ROUNDS_ALWAYS)
+@settings(max_examples=80, deadline=None)
+@given(case=products(tokens=(6, 9, 12, 33, 70)), threads=st.sampled_from([1, 3]))
+def test_many_tokens_are_rounded_like_few(isa, case, threads):
+    weight, inputs = case
+    with np.errstate(all="ignore"):
+        assert_follows_specification(multiply(isa, weight, *inputs, threads=threads), weight, *inputs)
+
+
+@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in ROUNDS_ALWAYS])
+def test_many_tokens_stay_float32(isa):
+    rng = np.random.default_rng(5)
+    weight = random_weight(rng, "uint4", 200, 96)
+    inputs = random_inputs(rng, 9, 200, 96)
+    assert_identical(multiply(isa, weight, *inputs), multiply(isa, weight, *inputs, level=0))
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("code_type", CODE_TYPES)
 @pytest.mark.parametrize("zero_points", [False, True])
@@ -111,8 +130,22 @@ def test_several_tasks_and_every_block_size(isa, code_type, zero_points):
     rng = np.random.default_rng(1)
     for block_size in BLOCK_SIZES:
         weight = random_weight(rng, code_type, 72, 4200, block_size, zero_points)
-        inputs = random_inputs(rng, 2, 72, 4200)
-        assert_follows_specification(multiply(isa, weight, *inputs, threads=4), weight, *inputs)
+        for tokens in (2, 70 if isa in ROUNDS_ALWAYS else 8):
+            inputs = random_inputs(rng, tokens, 72, 4200)
+            assert_follows_specification(multiply(isa, weight, *inputs, threads=4), weight, *inputs)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("tokens", [1, 8, 20])
+def test_tasks_that_share_the_channels(isa, tokens):
+    if tokens > max(FEW) and isa not in ROUNDS_ALWAYS:
+        pytest.skip("stays float32")
+    rng = np.random.default_rng(6)
+    weight = random_weight(rng, "int4", 2100, 96)
+    inputs = random_inputs(rng, tokens, 2100, 96)
+    y = multiply(isa, weight, *inputs, threads=4)
+    assert_follows_specification(y, weight, *inputs)
+    assert_identical(multiply(isa, weight, *inputs), y)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -124,8 +157,10 @@ def test_the_largest_sums_do_not_saturate(isa, code_type):
         codes, zero_points = np.full((64, 256), code), np.full((64, 8), zero_point)
         weight = QuantizedWeight(code_type, 32, codes, np.ones((64, 8), np.float32), zero_points)
         for sign in (1, -1):
-            expected = np.full((1, 256), sign * 64 * 127 * (code - zero_point), np.float32)
-            np.testing.assert_array_equal(multiply(isa, weight, np.full((1, 64), sign * 127, np.float32)), expected)
+            for tokens in (1, 12):
+                expected = np.full((tokens, 256), sign * 64 * 127 * (code - zero_point), np.float32)
+                values = np.full((tokens, 64), sign * 127, np.float32)
+                np.testing.assert_array_equal(multiply(isa, weight, values), expected)
 
 
 @pytest.mark.parametrize("isa", ISAS)
