@@ -31,39 +31,50 @@ struct AddedRows {
   size_t quads;
 };
 
-// What one line at a time is prefetched of the next rows, evenly over the steps of a call.
+// What is prefetched of the next rows.
+struct Piece {
+  const char* at;
+  size_t lines;
+};
+
+// Prefetches pieces one line after the other, evenly over the steps of a call. Loops work with a copy of it: kept in
+// registers it takes a cycle for each line, and in memory eight.
 template <class Dots>
-class RowPrefetch {
+class PrefetchSteps {
  public:
-  void add(const void* at, size_t bytes) {
-    const auto* first = static_cast<const char*>(at);
-    first -= reinterpret_cast<uintptr_t>(first) % kCacheLine;
-    const auto* end = static_cast<const char*>(at) + bytes;
-    const size_t lines = (static_cast<size_t>(end - first) + kCacheLine - 1) / kCacheLine;
-    pieces_[count_++] = {first, lines};
-    lines_ += lines;
+  PrefetchSteps(const Piece* pieces, size_t count, size_t steps) : next_(pieces), end_(pieces + count) {
+    size_t lines = 0;
+    for (size_t i = 0; i < count; ++i) lines += pieces[i].lines;
+    per_step_ = (lines + steps - 1) / steps;
   }
-  void start(size_t steps) { per_step_ = (lines_ + steps - 1) / steps; }
   void step() {
-    for (size_t i = 0; i < per_step_ && piece_ < count_; ++i) {
-      Piece& piece = pieces_[piece_];
-      Dots::prefetch(piece.at);
-      piece.at += kCacheLine;
-      if (--piece.lines == 0) ++piece_;
+    for (size_t i = 0; i < per_step_; ++i) {
+      if (lines_ == 0) {
+        if (next_ == end_) return;
+        at_ = next_->at;
+        lines_ = next_->lines;
+        ++next_;
+      }
+      Dots::prefetch(at_);
+      at_ += kCacheLine;
+      --lines_;
     }
   }
 
  private:
-  struct Piece {
-    const char* at;
-    size_t lines;
-  };
-  Piece pieces_[3 * kBlockChannels];
-  size_t count_ = 0;
-  size_t piece_ = 0;
+  const char* at_ = nullptr;
   size_t lines_ = 0;
-  size_t per_step_ = 0;
+  const Piece* next_;
+  const Piece* end_;
+  size_t per_step_;
 };
+
+inline Piece piece_of(const void* at, size_t bytes) {
+  const auto* first = static_cast<const char*>(at);
+  first -= reinterpret_cast<uintptr_t>(first) % kCacheLine;
+  const auto* end = static_cast<const char*>(at) + bytes;
+  return {first, (static_cast<size_t>(end - first) + kCacheLine - 1) / kCacheLine};
+}
 
 // Copies up to 16 numbers; a call of memcpy would take longer.
 template <class Number>
@@ -191,17 +202,18 @@ void add_rounded_rows(const Weight& weight, size_t first_column, const Rows& add
   const auto block_at = [&](size_t channel) { return channel * weight.blocks + first_column / weight.block_size; };
   const size_t blocks = (columns + weight.block_size - 1) / weight.block_size;
 
-  RowPrefetch<Dots> prefetch;
+  Piece pieces[3 * kBlockChannels];
+  size_t count = 0;
   for (size_t i = 0; i < next.count; ++i) {
     const size_t block = block_at(next.row[i]);
-    prefetch.add(at(next.row[i]), columns * kBits / 8);
-    prefetch.add(weight.scales + block, blocks * sizeof(float));
+    pieces[count++] = piece_of(at(next.row[i]), columns * kBits / 8);
+    pieces[count++] = piece_of(weight.scales + block, blocks * sizeof(float));
     if (weight.zero_points == nullptr) continue;
-    prefetch.add(static_cast<const uint8_t*>(weight.zero_points) + block * kBits / 8, (blocks + 1) * kBits / 8);
+    const auto* zero_points = static_cast<const uint8_t*>(weight.zero_points) + block * kBits / 8;
+    pieces[count++] = piece_of(zero_points, (blocks + 1) * kBits / 8);
   }
   if (add.count == 0) {
-    prefetch.start(1);
-    prefetch.step();
+    PrefetchSteps<Dots>(pieces, count, 1).step();
     return;
   }
   AddedRows rows;
@@ -214,7 +226,7 @@ void add_rounded_rows(const Weight& weight, size_t first_column, const Rows& add
     rows.value[i] = i < add.count ? add.value[i] : 0.0f;
   }
 
-  prefetch.start((columns + kStep - 1) / kStep * rows.quads);
+  PrefetchSteps<Dots> prefetch(pieces, count, (columns + kStep - 1) / kStep * rows.quads);
 
   Rounder<kBits, kSigned> rounder(weight, rows);
   RoundedValues rounded;
@@ -270,15 +282,17 @@ struct PlainDots {
   template <class Prefetch>
   static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
                   size_t, float* y, Prefetch& prefetch) {
+    Prefetch next = prefetch;
     int32_t sum[kStep] = {};
     for (size_t i = 0; i < quads * kQuad; ++i) {
-      if (i % kQuad == 0) prefetch.step();
+      if (i % kQuad == 0) next.step();
       const uint8_t* codes = rows[i] + offset;
       const auto value = static_cast<int8_t>(rounded.quads[i / kQuad][block] >> (8 * (i % kQuad)) & 0xffu);
       for (size_t c = 0; c < kStep; ++c) {
         sum[c] += value * (CodeFormat<kBits, false, true>::code(codes, c) ^ Rounder<kBits, kSigned>::kUnsigned);
       }
     }
+    prefetch = next;
     for (size_t c = 0; c < kStep; ++c) {
       y[c] += rounded.step[block] * static_cast<float>(sum[c] - rounded.zero[block]);
     }

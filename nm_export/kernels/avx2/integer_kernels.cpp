@@ -70,14 +70,16 @@ struct Avx2Dots {
   template <class Prefetch>
   static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
                   size_t block_size, float* y, Prefetch& prefetch) {
+    Prefetch next = prefetch;
     const __m256i blocks = blocks_of(16, 0, block_size);
     __m256i sums[4] = {};
     for (size_t g = 0; g < quads; ++g) {
-      prefetch.step();
+      next.step();
       const Columns columns = interleaved(rows + g * kQuad, offset, kSigned ? 0x80 : 0);
       const __m256i values = of_blocks(rounded.quads[g] + block, blocks);
       for (size_t i = 0; i < 4; ++i) sums[i] = add_products<8>(sums[i], columns.at[i], values);
     }
+    prefetch = next;
     __m256 v[4];
     for (size_t i = 0; i < 4; ++i) v[i] = scaled(rounded, block, blocks, sums[i]);
     add_halves(y, 16, v);
@@ -91,12 +93,13 @@ struct Avx2Dots<4, kSigned> {
   template <class Prefetch>
   static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
                   size_t block_size, float* y, Prefetch& prefetch) {
+    Prefetch next = prefetch;
     const __m256i mask = _mm256_set1_epi8(15);
     const __m256i blocks[2] = {blocks_of(32, 0, block_size), blocks_of(32, 16, block_size)};
     __m256i even[4] = {};
     __m256i odd[4] = {};
     for (size_t g = 0; g < quads; ++g) {
-      prefetch.step();
+      next.step();
       const Columns pairs = interleaved(rows + g * kQuad, offset, kSigned ? 0x88 : 0);
       for (size_t i = 0; i < 4; ++i) {
         const __m256i values = of_blocks(rounded.quads[g] + block, blocks[i / 2]);
@@ -104,6 +107,7 @@ struct Avx2Dots<4, kSigned> {
         odd[i] = add_products<4>(odd[i], _mm256_and_si256(_mm256_srli_epi16(pairs.at[i], 4), mask), values);
       }
     }
+    prefetch = next;
     for (size_t h = 0; h < 2; ++h) {
       __m256 v[4];
       for (size_t i = 0; i < 2; ++i) {

@@ -67,17 +67,19 @@ struct Avx512Dots {
   template <class Prefetch>
   static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
                   size_t block_size, float* y, Prefetch& prefetch) {
+    Prefetch next = prefetch;
     const __m512i flip = _mm512_set1_epi8(kSigned ? -128 : 0);
     const __m512i blocks = blocks_of(16, 0, block_size);
     __m512i sums[4] = {};
     for (size_t g = 0; g < quads; ++g) {
-      prefetch.step();
+      next.step();
       const Columns columns = interleaved(rows + g * kQuad, offset);
       const __m512i values = of_blocks(rounded.quads[g] + block, blocks);
       for (size_t i = 0; i < 4; ++i) {
         sums[i] = Products::template add<8>(sums[i], _mm512_xor_si512(columns.at[i], flip), values);
       }
     }
+    prefetch = next;
     __m512 v[4];
     for (size_t i = 0; i < 4; ++i) v[i] = scaled(rounded, block, blocks, sums[i]);
     add_quarters(y, 16, v);
@@ -91,13 +93,14 @@ struct Avx512Dots<Products, 4, kSigned> {
   template <class Prefetch>
   static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
                   size_t block_size, float* y, Prefetch& prefetch) {
+    Prefetch next = prefetch;
     const __m512i flip = _mm512_set1_epi8(kSigned ? 8 : 0);
     const __m512i mask = _mm512_set1_epi8(15);
     const __m512i blocks[2] = {blocks_of(32, 0, block_size), blocks_of(32, 16, block_size)};
     __m512i even[4] = {};
     __m512i odd[4] = {};
     for (size_t g = 0; g < quads; ++g) {
-      prefetch.step();
+      next.step();
       const Columns pairs = interleaved(rows + g * kQuad, offset);
       for (size_t i = 0; i < 4; ++i) {
         const __m512i values = of_blocks(rounded.quads[g] + block, blocks[i / 2]);
@@ -105,6 +108,7 @@ struct Avx512Dots<Products, 4, kSigned> {
         odd[i] = Products::template add<4>(odd[i], low_bits(_mm512_srli_epi16(pairs.at[i], 4), flip, mask), values);
       }
     }
+    prefetch = next;
     for (size_t h = 0; h < 2; ++h) {
       __m512 v[4];
       for (size_t i = 0; i < 2; ++i) {
