@@ -49,13 +49,14 @@ struct Job {
   }
 };
 
-// One token's product with more weights takes so long, a millisecond and more as float32, that several threads pay.
-constexpr size_t kWeightsOfShortCall = size_t{1} << 23;
+// More multiplications, half of them of zeros, take so long, a millisecond and more as float32, that several threads pay.
+constexpr size_t kWorkOfShortCall = size_t{1} << 23;
 
 void run(const ProductNode& node, const SparseProduct& product, CallBuffers& buffers, ort::KernelContext* context) {
-  const size_t weights = product.channels * product.weight.columns;
+  const bool is_short = product.tokens <= ThreadChoices::kMostTokens &&
+                        product.tokens * product.channels * product.weight.columns <= kWorkOfShortCall;
   std::optional<TimedCall> timed;
-  if (product.tokens == 1 && weights <= kWeightsOfShortCall && node.workers > 1) timed.emplace(*node.of_one_token);
+  if (is_short && node.workers > 1) timed.emplace(node.choices->of(product.tokens));
   const size_t workers = timed.has_value() && !timed->several() ? 1 : node.workers;
   const SparseMatMul matmul(node.isa, product, workers, Cut::kChannels, buffers);
   Job job{matmul};
@@ -79,7 +80,7 @@ ProductNode make_product_node(const Operator& op, const ort::KernelInfo* info) {
   if (isa.products == nullptr) fail(api, ort::kInvalidArgument, name + ": " + isa.error);
   // The size of ONNX Runtime's pool is not told; more tasks than it has threads cost little.
   const size_t workers = std::max(1u, std::thread::hardware_concurrency());
-  return {op.api, op.inputs[kValuesInput], name, isa, workers, std::make_unique<ThreadChoice>()};
+  return {op.api, op.inputs[kValuesInput], name, isa, workers, std::make_unique<ThreadChoices>()};
 }
 
 ProductShapes product_shapes(const ProductNode& node, const ort::KernelContext* context) {

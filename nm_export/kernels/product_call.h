@@ -19,7 +19,7 @@ struct ProductNode {
   std::string name;  // "NMSparseMatMul node 'name'", for messages
   InstructionSet isa;
   size_t workers;
-  std::unique_ptr<ThreadChoice> of_one_token;
+  std::unique_ptr<ThreadChoices> choices;
 };
 
 ProductNode make_product_node(const Operator& op, const ort::KernelInfo* info);

@@ -83,8 +83,8 @@ SparseMatMul::Way SparseMatMul::choose_way() const {
 
 // By the shape alone, so that sums do not depend on the workers.
 void SparseMatMul::cut_channels(size_t widest, CallBuffers& buffers) {
-  const size_t pieces = ceil_div(product_.weight.columns, widest);
-  channel_tasks_ = std::max<size_t>(1, std::min(kChannelTasks / pieces, blocks_ / kBlocksOfChannelTask));
+  const size_t most = std::min(kChannelTasks / ceil_div(product_.weight.columns, widest), blocks_ / kBlocksOfChannelTask);
+  while (2 * channel_tasks_ <= most) channel_tasks_ *= 2;  // three would keep two workers busy badly
   sums_ = buffers.sums.reserve((channel_tasks_ - 1) * product_.tokens * product_.weight.columns);
 }
 

@@ -56,6 +56,16 @@ class ThreadChoice {
   Times times_[2];
 };
 
+// One for each small number of tokens: the same product takes longer with more.
+class ThreadChoices {
+ public:
+  static constexpr size_t kMostTokens = 8;
+  ThreadChoice& of(size_t tokens) { return choices_[tokens - 1]; }
+
+ private:
+  ThreadChoice choices_[kMostTokens];
+};
+
 // The time of one call, from its construction to its end.
 class TimedCall {
  public:
