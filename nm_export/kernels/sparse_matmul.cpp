@@ -20,7 +20,7 @@ constexpr size_t kRowColumns = 8192;
 // By tiles, the weights of a block of channels stay in the second-level cache, which the sums of a task's tokens pass
 // through. Integer tiles want as many blocks of columns as are rounded together.
 constexpr size_t kTileTaskColumns = 1024;
-constexpr size_t kFewestIntegerTaskColumns = 512;
+constexpr size_t kFewestIntegerTaskColumns = 1024;
 constexpr size_t kMostIntegerTaskColumns = 2048;
 constexpr size_t kTileTaskTokens = 256;
 constexpr size_t kIntegerTaskTokens = 128;
