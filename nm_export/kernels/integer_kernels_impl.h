@@ -115,8 +115,6 @@ void load_zero_points(const void* stored, size_t block, size_t count, int32_t* z
 template <size_t kBits, bool kSigned>
 class Rounder {
  public:
-  static constexpr int kUnsigned = unsigned_shift<kBits, kSigned>();
-
   Rounder(const Weight& weight, const AddedRows& rows) : weight_(weight), rows_(rows) {}
 
   // Of the blocks [first, first + count) of a task, 0 < count <= kStretchBlocks.
@@ -148,7 +146,7 @@ class Rounder {
       }
       memcpy(rounded.quads[g], bytes, sizeof bytes);
     }
-    const int32_t zero_point = weight_.zero_points == nullptr ? kUnsigned : 1;
+    const int32_t zero_point = weight_.zero_points == nullptr ? unsigned_shift<kBits, kSigned>() : 1;
     for (size_t b = 0; b < kStretchBlocks; ++b) rounded.zero[b] = zero[b] * zero_point;
   }
 
@@ -156,6 +154,7 @@ class Rounder {
   const float* scales_of(size_t row, size_t first, size_t count) {
     const float* scales = weight_.scales + rows_.block[row] + first;
     if (count == kStretchBlocks) return scales;
+    memset(scales_[row], 0, sizeof scales_[row]);
     copy_few(scales, count, scales_[row]);
     return scales_[row];
   }
@@ -183,15 +182,18 @@ class Rounder {
 
   const Weight& weight_;
   const AddedRows& rows_;
-  alignas(64) float scales_[kBlockChannels][kStretchBlocks] = {};
+  float scales_[kBlockChannels][kStretchBlocks];
 };
 
 // Dots has
 //
+//   Rounder    does what the one above does
 //   kStep      so many columns at a time; a step may be of several blocks or of a part of one
 //   prefetch   of one cache line
 //   add        y[c] += step * (sum over rows of value * code - zero) for c < kStep, with codes from `offset` bytes on,
 //              the first of which is of block `block` and, if a block is longer than a step, begins anywhere in it
+//   kReadsParts  whether `add` reads no more than `bytes` of the codes of a row; what is missing counts as 0. Otherwise
+//              it reads a whole step
 template <class Dots, size_t kBits, bool kSigned>
 void add_rounded_rows(const Weight& weight, size_t first_column, const Rows& add, const Rows& next, size_t columns,
                       float* y) {
@@ -228,7 +230,7 @@ void add_rounded_rows(const Weight& weight, size_t first_column, const Rows& add
 
   PrefetchSteps<Dots> prefetch(pieces, count, (columns + kStep - 1) / kStep * rows.quads);
 
-  Rounder<kBits, kSigned> rounder(weight, rows);
+  typename Dots::Rounder rounder(weight, rows);
   RoundedValues rounded;
   const size_t stretch = kStretchBlocks * weight.block_size;
   for (size_t start = 0; start < columns; start += stretch) {
@@ -237,19 +239,26 @@ void add_rounded_rows(const Weight& weight, size_t first_column, const Rows& add
     rounder.round(first_block, (end - start + weight.block_size - 1) / weight.block_size, rounded);
     size_t c = start;
     for (; c + kStep <= end; c += kStep) {
-      Dots::add(rows.codes, c * kBits / 8, rows.quads, rounded, c / weight.block_size - first_block, weight.block_size,
-                y + c, prefetch);
+      Dots::add(rows.codes, c * kBits / 8, kStep * kBits / 8, rows.quads, rounded, c / weight.block_size - first_block,
+                weight.block_size, y + c, prefetch);
     }
     if (c < end) {
-      uint8_t tail[kBlockChannels][kStep * kBits / 8];
-      const uint8_t* tails[kBlockChannels];
-      for (size_t i = 0; i < rows.quads * kQuad; ++i) {
-        memcpy(tail[i], rows.codes[i] + c * kBits / 8, (end - c) * kBits / 8);
-        tails[i] = tail[i];
-      }
       float sums[kStep] = {};
-      Dots::add(tails, 0, rows.quads, rounded, c / weight.block_size - first_block, weight.block_size, sums,
-                prefetch);
+      const auto add_tail = [&](const uint8_t* const* from, size_t offset) {
+        Dots::add(from, offset, (end - c) * kBits / 8, rows.quads, rounded, c / weight.block_size - first_block,
+                  weight.block_size, sums, prefetch);
+      };
+      if (Dots::kReadsParts) {
+        add_tail(rows.codes, c * kBits / 8);
+      } else {
+        uint8_t tail[kBlockChannels][kStep * kBits / 8];
+        const uint8_t* tails[kBlockChannels];
+        for (size_t i = 0; i < rows.quads * kQuad; ++i) {
+          memcpy(tail[i], rows.codes[i] + c * kBits / 8, (end - c) * kBits / 8);
+          tails[i] = tail[i];
+        }
+        add_tail(tails, 0);
+      }
       for (size_t i = 0; i < end - c; ++i) y[c + i] += sums[i];
     }
     for (size_t b = 0; rounded.unrounded >> b != 0; ++b) {
@@ -271,7 +280,9 @@ void add_rounded_rows(const Weight& weight, size_t first_column, const Rows& add
 // Plain C++, for compilers to turn into vectors.
 template <size_t kBits, bool kSigned>
 struct PlainDots {
+  using Rounder = nm_export::Rounder<kBits, kSigned>;
   static constexpr size_t kStep = kSmallestBlock;
+  static constexpr bool kReadsParts = false;
   static void prefetch(const void* at) {
 #ifdef __GNUC__
     __builtin_prefetch(at);
@@ -280,8 +291,8 @@ struct PlainDots {
 #endif
   }
   template <class Prefetch>
-  static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
-                  size_t, float* y, Prefetch& prefetch) {
+  static void add(const uint8_t* const* rows, size_t offset, size_t, size_t quads, const RoundedValues& rounded,
+                  size_t block, size_t, float* y, Prefetch& prefetch) {
     Prefetch next = prefetch;
     int32_t sum[kStep] = {};
     for (size_t i = 0; i < quads * kQuad; ++i) {
@@ -289,7 +300,7 @@ struct PlainDots {
       const uint8_t* codes = rows[i] + offset;
       const auto value = static_cast<int8_t>(rounded.quads[i / kQuad][block] >> (8 * (i % kQuad)) & 0xffu);
       for (size_t c = 0; c < kStep; ++c) {
-        sum[c] += value * (CodeFormat<kBits, false, true>::code(codes, c) ^ Rounder<kBits, kSigned>::kUnsigned);
+        sum[c] += value * (CodeFormat<kBits, false, true>::code(codes, c) ^ unsigned_shift<kBits, kSigned>());
       }
     }
     prefetch = next;

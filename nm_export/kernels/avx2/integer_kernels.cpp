@@ -65,11 +65,13 @@ void add_halves(float* y, size_t half, const __m256* v) {
 
 template <size_t kBits, bool kSigned>
 struct Avx2Dots {
+  using Rounder = nm_export::Rounder<kBits, kSigned>;
   static constexpr size_t kStep = 32;
+  static constexpr bool kReadsParts = false;
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
   template <class Prefetch>
-  static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
-                  size_t block_size, float* y, Prefetch& prefetch) {
+  static void add(const uint8_t* const* rows, size_t offset, size_t, size_t quads, const RoundedValues& rounded,
+                  size_t block, size_t block_size, float* y, Prefetch& prefetch) {
     Prefetch next = prefetch;
     const __m256i blocks = blocks_of(16, 0, block_size);
     __m256i sums[4] = {};
@@ -88,11 +90,13 @@ struct Avx2Dots {
 
 template <bool kSigned>
 struct Avx2Dots<4, kSigned> {
+  using Rounder = nm_export::Rounder<4, kSigned>;
   static constexpr size_t kStep = 64;
+  static constexpr bool kReadsParts = false;
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
   template <class Prefetch>
-  static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
-                  size_t block_size, float* y, Prefetch& prefetch) {
+  static void add(const uint8_t* const* rows, size_t offset, size_t, size_t quads, const RoundedValues& rounded,
+                  size_t block, size_t block_size, float* y, Prefetch& prefetch) {
     Prefetch next = prefetch;
     const __m256i mask = _mm256_set1_epi8(15);
     const __m256i blocks[2] = {blocks_of(32, 0, block_size), blocks_of(32, 16, block_size)};

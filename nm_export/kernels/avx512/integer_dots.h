@@ -3,7 +3,7 @@
 
 #include <immintrin.h>
 
-#include "integer_kernels_impl.h"
+#include "avx512/rounding.h"
 
 namespace nm_export {
 namespace {
@@ -14,9 +14,11 @@ struct Columns {
   __m512i at[4];
 };
 
-inline Columns interleaved(const uint8_t* const* rows, size_t offset) {
+// Reads up to 64 bytes of each.
+inline Columns interleaved(const uint8_t* const* rows, size_t offset, size_t bytes) {
+  const __mmask64 used = ~uint64_t{0} >> (64 - bytes);
   __m512i row[4];
-  for (size_t i = 0; i < 4; ++i) row[i] = _mm512_loadu_si512(rows[i] + offset);
+  for (size_t i = 0; i < 4; ++i) row[i] = _mm512_maskz_loadu_epi8(used, rows[i] + offset);
   const __m512i low_01 = _mm512_unpacklo_epi8(row[0], row[1]);
   const __m512i low_23 = _mm512_unpacklo_epi8(row[2], row[3]);
   const __m512i high_01 = _mm512_unpackhi_epi8(row[0], row[1]);
@@ -62,18 +64,20 @@ inline void add_quarters(float* y, size_t quarter, const __m512* v) {
 // times those of `values`, which have one, to each number of `sums`.
 template <class Products, size_t kBits, bool kSigned>
 struct Avx512Dots {
+  using Rounder = Avx512Rounder<kBits, kSigned>;
   static constexpr size_t kStep = 64;
+  static constexpr bool kReadsParts = true;
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
   template <class Prefetch>
-  static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
-                  size_t block_size, float* y, Prefetch& prefetch) {
+  static void add(const uint8_t* const* rows, size_t offset, size_t bytes, size_t quads, const RoundedValues& rounded,
+                  size_t block, size_t block_size, float* y, Prefetch& prefetch) {
     Prefetch next = prefetch;
     const __m512i flip = _mm512_set1_epi8(kSigned ? -128 : 0);
     const __m512i blocks = blocks_of(16, 0, block_size);
     __m512i sums[4] = {};
     for (size_t g = 0; g < quads; ++g) {
       next.step();
-      const Columns columns = interleaved(rows + g * kQuad, offset);
+      const Columns columns = interleaved(rows + g * kQuad, offset, bytes);
       const __m512i values = of_blocks(rounded.quads[g] + block, blocks);
       for (size_t i = 0; i < 4; ++i) {
         sums[i] = Products::template add<8>(sums[i], _mm512_xor_si512(columns.at[i], flip), values);
@@ -88,11 +92,13 @@ struct Avx512Dots {
 
 template <class Products, bool kSigned>
 struct Avx512Dots<Products, 4, kSigned> {
+  using Rounder = Avx512Rounder<4, kSigned>;
   static constexpr size_t kStep = 128;
+  static constexpr bool kReadsParts = true;
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
   template <class Prefetch>
-  static void add(const uint8_t* const* rows, size_t offset, size_t quads, const RoundedValues& rounded, size_t block,
-                  size_t block_size, float* y, Prefetch& prefetch) {
+  static void add(const uint8_t* const* rows, size_t offset, size_t bytes, size_t quads, const RoundedValues& rounded,
+                  size_t block, size_t block_size, float* y, Prefetch& prefetch) {
     Prefetch next = prefetch;
     const __m512i flip = _mm512_set1_epi8(kSigned ? 8 : 0);
     const __m512i mask = _mm512_set1_epi8(15);
@@ -101,7 +107,7 @@ struct Avx512Dots<Products, 4, kSigned> {
     __m512i odd[4] = {};
     for (size_t g = 0; g < quads; ++g) {
       next.step();
-      const Columns pairs = interleaved(rows + g * kQuad, offset);
+      const Columns pairs = interleaved(rows + g * kQuad, offset, bytes);
       for (size_t i = 0; i < 4; ++i) {
         const __m512i values = of_blocks(rounded.quads[g] + block, blocks[i / 2]);
         even[i] = Products::template add<4>(even[i], low_bits(pairs.at[i], flip, mask), values);

@@ -29,10 +29,10 @@ inline void store_quarters(uint8_t* target, size_t stride, const __m512i* v) {
   _mm512_store_si512(target + stride * 3, _mm512_shuffle_i32x4(high_01, high_23, 0xdd));
 }
 
-// Packs 64 bytes of each of four rows: 64 or 128 columns.
+// Packs up to 64 bytes of each of four rows: 64 or 128 columns.
 template <size_t kBits, bool kSigned>
-void pack_step(const uint8_t* const* rows, size_t offset, uint8_t* target) {
-  const Columns columns = interleaved(rows, offset);
+void pack_step(const uint8_t* const* rows, size_t offset, size_t bytes, uint8_t* target) {
+  const Columns columns = interleaved(rows, offset, bytes);
   __m512i v[4];
   if (kBits == 8) {
     const __m512i flip = _mm512_set1_epi8(kSigned ? -128 : 0);
@@ -68,18 +68,10 @@ void pack_integer_tile(const Weight& weight, const Part& part, uint8_t* tile, Pr
       const size_t row = part.first_row + (k + i < part.rows ? k + i : k);
       rows[i] = codes + (row * weight.columns + part.first_column) * kBits / 8;
     }
-    size_t offset = 0;
-    for (; offset + kStepBytes <= bytes; offset += kStepBytes) {
-      pack_step<kBits, kSigned>(rows, offset, tile + offset * 8 / kBits * kQuad);
+    for (size_t offset = 0; offset < bytes; offset += kStepBytes) {
+      const size_t count = bytes - offset < kStepBytes ? bytes - offset : kStepBytes;
+      pack_step<kBits, kSigned>(rows, offset, count, tile + offset * 8 / kBits * kQuad);
     }
-    if (offset == bytes) continue;
-    uint8_t tail[kQuad][kStepBytes] = {};
-    const uint8_t* tails[kQuad];
-    for (size_t i = 0; i < kQuad; ++i) {
-      memcpy(tail[i], rows[i] + offset, bytes - offset);
-      tails[i] = tail[i];
-    }
-    pack_step<kBits, kSigned>(tails, 0, tile + offset * 8 / kBits * kQuad);
   }
 }
 
@@ -87,10 +79,8 @@ template <size_t kBits, bool kSigned>
 void pack_block_scales(const Weight& weight, const Part& part, BlockScales& scales) {
   const size_t first = part.first_row * weight.blocks + part.first_column / weight.block_size;
   const size_t count = (part.columns + weight.block_size - 1) / weight.block_size;
-  const auto used = static_cast<__mmask16>((1u << count) - 1);
   for (size_t i = 0; i < part.rows; ++i) {
-    const float* source = weight.scales + first + i * weight.blocks;
-    _mm512_store_ps(scales.scale[i], _mm512_maskz_loadu_ps(used, source));
+    _mm512_store_ps(scales.scale[i], load_scales(weight.scales + first + i * weight.blocks, count));
   }
   scales.is_symmetric = weight.zero_points == nullptr;
   scales.shift = unsigned_shift<kBits, kSigned>();
@@ -108,28 +98,16 @@ inline void round_for_tiles(const BlockScales& scales, const Rows& kept, size_t 
   };
 
   __m512i largest = _mm512_setzero_si512();
-  for (size_t i = 0; i < kept.count; ++i) {
-    largest = _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(product(i))));
-  }
-  const __m512i smallest = _mm512_castps_si512(_mm512_set1_ps(kSmallestScale));
-  const __mmask16 enough = _mm512_cmpge_epi32_mask(largest, smallest);
-  const __mmask16 good = _mm512_mask_cmplt_epi32_mask(enough, largest, _mm512_set1_epi32(kInfinityBits));
-  const __m512 most = _mm512_set1_ps(static_cast<float>(kLargestValue));
-  const __m512 reciprocal = _mm512_maskz_div_ps(good, most, _mm512_castsi512_ps(largest));
-  _mm512_store_ps(rounded.step, _mm512_maskz_div_ps(good, _mm512_castsi512_ps(largest), most));
-  rounded.unrounded = _mm512_test_epi32_mask(largest, largest) & ~static_cast<uint32_t>(good);
-
+  for (size_t i = 0; i < kept.count; ++i) largest = larger(largest, product(i));
+  const __m512 reciprocal = find_steps(largest, rounded);
   for (auto& quad : rounded.quads) _mm512_store_si512(quad, _mm512_setzero_si512());
   __m512i zero = _mm512_setzero_si512();
   for (size_t i = 0; i < kept.count; ++i) {
     const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(product(i), reciprocal));
     const size_t place = kept.row[i] - first_channel;
-    const auto bits = static_cast<unsigned>(8 * (place % kQuad));
-    const __m512i byte = _mm512_set1_epi32(static_cast<int>(0xffu << bits));
-    const __m512i shifted = _mm512_slli_epi32(integers, bits);
     uint32_t* const quad = rounded.quads[place / kQuad];
-    // byte ? shifted : quad
-    _mm512_store_si512(quad, _mm512_ternarylogic_epi32(byte, shifted, _mm512_load_si512(quad), 0xca));
+    const __m512i before = _mm512_load_si512(quad);
+    _mm512_store_si512(quad, insert_byte(before, integers, static_cast<unsigned>(place % kQuad)));
     const __m512i zero_points = _mm512_load_si512(scales.zero_point[place]);
     zero = _mm512_add_epi32(zero, scales.is_symmetric ? integers : _mm512_mullo_epi32(integers, zero_points));
   }
