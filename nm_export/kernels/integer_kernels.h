@@ -58,11 +58,7 @@ struct IntegerTileKernels {
               size_t block_size, size_t columns, float* y, Prefetch& next);
 };
 
-// The index of a type of codes below.
-inline size_t code_type(const Weight& weight) {
-  return static_cast<size_t>(weight.type) - static_cast<size_t>(WeightType::kInt8);
-}
-
+// Indexed, as its parts are, by WeightType less kInt8.
 struct IntegerKernels {
   // What add_rows of ProductKernels does, with the rows of one block of channels of one token: add.count <=
   // kBlockChannels. Its integers are the same in every instruction set.

@@ -49,7 +49,8 @@ struct Job {
   }
 };
 
-// More multiplications, half of them of zeros, take so long, a millisecond and more as float32, that several threads pay.
+// More multiplications, half of them of zeros, take so long, a millisecond and more as float32, that several threads
+// pay.
 constexpr size_t kWorkOfShortCall = size_t{1} << 23;
 
 void run(const ProductNode& node, const SparseProduct& product, CallBuffers& buffers, ort::KernelContext* context) {

@@ -5,8 +5,8 @@
 namespace nm_export {
 namespace {
 
-// Up to so many tokens add rows from memory; more of them share packed tiles. Measured at 4096 x 1024 and 4096 x 4096 on
-// AMD EPYC (Zen 4): at 6 tokens the times of float32 weights are equal, at 8 tiles take a tenth to a quarter less. Of
+// Up to so many tokens add rows from memory; more of them share packed tiles. Measured at 4096 x 1024 and 4096 x 4096
+// on AMD EPYC (Zen 4): at 6 tokens the times of float32 weights are equal, at 8 tiles take a tenth to a quarter less. Of
 // 8 bits, integer tiles win from 6 tokens on, of 4 bits from 9. Without them codes are multiplied as bytes up to 8
 // tokens: docs/semantics.md.
 constexpr size_t kFewTokens = 6;
@@ -26,9 +26,10 @@ constexpr size_t kTileTaskTokens = 256;
 constexpr size_t kIntegerTaskTokens = 128;
 constexpr size_t kFewestTileTaskTokens = 32;
 
-// So many tasks take a share of the channels of shorter rows, each at least so many blocks of them. More than one for
-// each of two workers, so that one does not wait for the other that was late to wake up; few enough that adding their
-// sums takes no time. At 4096 x 4096, int4 and two workers, four took 0.21 ms and eight 0.24. More tokens are many sums.
+// So many tasks, or half or a quarter of them, take a share of the channels of shorter rows, each at least so many
+// blocks. More than one for each of two workers, so that one does not wait for the other that was late to wake up; few
+// enough that adding their sums takes no time. At 4096 x 4096, int4 and two workers, four took 0.21 ms and eight 0.24.
+// More tokens are many sums.
 constexpr size_t kChannelTasks = 4;
 constexpr size_t kBlocksOfChannelTask = 8;
 constexpr size_t kMostTokensOfChannelTask = 32;
@@ -38,8 +39,6 @@ constexpr size_t kColumnUnit = 64;
 
 // Products and sums of a task that are worth the start of another worker: some 10 microseconds.
 constexpr size_t kWorkOfTask = size_t{1} << 16;
-
-size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
@@ -75,7 +74,7 @@ SparseMatMul::Way SparseMatMul::choose_way() const {
   if (product_.weight.type < WeightType::kInt8) {
     return product_.tokens <= kFewTokens ? Way::kRows : Way::kFloatTiles;
   }
-  const bool has_tiles = product_.may_round && integers_.tiles != nullptr;
+  const bool has_tiles = may_round() && integers_.tiles != nullptr;
   const bool has_bytes = product_.weight.type == WeightType::kInt8 || product_.weight.type == WeightType::kUInt8;
   if (product_.tokens <= (has_tiles && has_bytes ? kFewTokensOfBytes : kFewTokensOfCodes)) return Way::kRows;
   return has_tiles ? Way::kIntegerTiles : Way::kFloatTiles;
@@ -83,7 +82,8 @@ SparseMatMul::Way SparseMatMul::choose_way() const {
 
 // By the shape alone, so that sums do not depend on the workers.
 void SparseMatMul::cut_channels(size_t widest, CallBuffers& buffers) {
-  const size_t most = std::min(kChannelTasks / ceil_div(product_.weight.columns, widest), blocks_ / kBlocksOfChannelTask);
+  const size_t pieces = ceil_div(product_.weight.columns, widest);
+  const size_t most = std::min(kChannelTasks / pieces, blocks_ / kBlocksOfChannelTask);
   while (2 * channel_tasks_ <= most) channel_tasks_ *= 2;  // three would keep two workers busy badly
   sums_ = buffers.sums.reserve((channel_tasks_ - 1) * product_.tokens * product_.weight.columns);
 }

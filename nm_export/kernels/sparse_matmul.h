@@ -9,6 +9,8 @@
 
 namespace nm_export {
 
+constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+
 // y = values W + token_shift * offset + bias.
 struct SparseProduct {
   Weight weight;             // [channels, columns]
@@ -41,8 +43,8 @@ struct WorkerBuffers {
   AlignedBuffer<BlockScales> scales;
 };
 
-// What a task of few tokens has for its own: columns of y, or some of the channels that are summed up in them. Whole rows
-// are read faster than pieces of them, but then `finish` has to add sums.
+// What tasks of few tokens may have for their own: columns of y, or some of the channels that are summed up in them,
+// too. Whole rows are read faster than pieces of them, but then `finish` has to add sums.
 enum class Cut { kColumns, kChannels };
 
 // One call, cut to tasks that are independent of each other. y does not depend on the number of workers.
@@ -79,6 +81,10 @@ class SparseMatMul {
   };
 
   Way choose_way() const;
+  bool may_round() const { return product_.may_round && product_.weight.type >= WeightType::kInt8; }
+  size_t code_type() const {
+    return static_cast<size_t>(product_.weight.type) - static_cast<size_t>(WeightType::kInt8);
+  }
   void cut_channels(size_t widest, CallBuffers& buffers);
   void cut_columns(size_t workers, size_t widest);
   void cut_tokens(size_t most);

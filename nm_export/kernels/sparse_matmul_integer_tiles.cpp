@@ -8,17 +8,12 @@
 #include "sparse_matmul.h"
 
 namespace nm_export {
-namespace {
-
-size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
-
-}  // namespace
 
 void SparseMatMul::add_integer_tiles(const Task& task, WorkerBuffers& buffers) const {
   const Weight& weight = product_.weight;
   const IntegerTileKernels& kernels = *integers_.tiles;
-  const auto pack = kernels.pack[code_type(weight)];
-  const auto pack_scales = kernels.pack_scales[code_type(weight)];
+  const auto pack = kernels.pack[code_type()];
+  const auto pack_scales = kernels.pack_scales[code_type()];
   const size_t tokens = task.tokens;
   const size_t tile_columns = kernels.tile_columns;
   const size_t tiles = ceil_div(task.columns, tile_columns);

@@ -47,8 +47,7 @@ Rows SparseMatMul::rows_of_any_token(size_t block) const {
 
 void SparseMatMul::add_rows(const Task& task) const {
   const auto type = static_cast<size_t>(product_.weight.type);
-  const bool by_integers = product_.may_round && product_.weight.type >= WeightType::kInt8;
-  const auto add = by_integers ? integers_.add_rows[code_type(product_.weight)] : kernels_.add_rows[type];
+  const auto add = may_round() ? integers_.add_rows[code_type()] : kernels_.add_rows[type];
   const float* bias = product_.bias + task.first_column;
   const float* offset = product_.offset + task.first_column;
   const size_t stride = product_.weight.columns;

@@ -23,8 +23,6 @@ size_t bits_of(WeightType type) {
   }
 }
 
-size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 size_t SparseMatMul::channels_of(size_t block) const {

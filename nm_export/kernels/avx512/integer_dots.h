@@ -27,6 +27,11 @@ inline Columns interleaved(const uint8_t* const* rows, size_t offset, size_t byt
            _mm512_unpacklo_epi16(high_01, high_23), _mm512_unpackhi_epi16(high_01, high_23)}};
 }
 
+// (bytes ^ flip) & mask
+inline __m512i low_bits(__m512i bytes, __m512i flip, __m512i mask) {
+  return _mm512_ternarylogic_epi32(bytes, flip, mask, 0x28);
+}
+
 // Which block each number of 32 bits belongs to: a quarter is `quarter` columns long and begins with column `first`.
 inline __m512i blocks_of(size_t quarter, size_t first, size_t block_size) {
   const __m512i quarters = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
@@ -125,12 +130,6 @@ struct Avx512Dots<Products, 4, kSigned> {
       }
       add_quarters(y + h * 16, 32, v);
     }
-  }
-
- private:
-  // (bytes ^ flip) & mask
-  static __m512i low_bits(__m512i bytes, __m512i flip, __m512i mask) {
-    return _mm512_ternarylogic_epi32(bytes, flip, mask, 0x28);
   }
 };
 

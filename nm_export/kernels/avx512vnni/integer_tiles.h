@@ -44,12 +44,11 @@ void pack_step(const uint8_t* const* rows, size_t offset, size_t bytes, uint8_t*
   const __m512i mask = _mm512_set1_epi8(15);
   for (size_t h = 0; h < 2; ++h) {
     for (size_t i = 0; i < 2; ++i) {
-      const __m512i pairs = _mm512_xor_si512(columns.at[h * 2 + i], flip);
-      const __m512i even = _mm512_and_si512(pairs, mask);
-      const __m512i odd = _mm512_and_si512(_mm512_srli_epi16(columns.at[h * 2 + i], 4), mask);
-      const __m512i flipped_odd = _mm512_xor_si512(odd, flip);
-      v[i * 2] = _mm512_unpacklo_epi32(even, flipped_odd);
-      v[i * 2 + 1] = _mm512_unpackhi_epi32(even, flipped_odd);
+      const __m512i pairs = columns.at[h * 2 + i];
+      const __m512i even = low_bits(pairs, flip, mask);
+      const __m512i odd = low_bits(_mm512_srli_epi16(pairs, 4), flip, mask);
+      v[i * 2] = _mm512_unpacklo_epi32(even, odd);
+      v[i * 2 + 1] = _mm512_unpackhi_epi32(even, odd);
     }
     store_quarters(target + h * 64, 128, v);
   }
@@ -150,8 +149,8 @@ template <size_t kSame>
 void add_integer_tile_of(const uint8_t* tile, const RoundedValues* rounded, size_t tokens, size_t quads, size_t block,
                          size_t block_size, size_t columns, float* y, Prefetch& next) {
   using AddColumns = void (*)(const uint8_t*, const RoundedValues*, size_t, size_t, float*);
-  constexpr AddColumns kAddColumns[kTokensOfIntegerTiles] = {add_columns<1, kSame>, add_columns<2, kSame>, add_columns<3, kSame>,
-                                                     add_columns<4, kSame>};
+  constexpr AddColumns kAddColumns[kTokensOfIntegerTiles] = {add_columns<1, kSame>, add_columns<2, kSame>,
+                                                             add_columns<3, kSame>, add_columns<4, kSame>};
   for (size_t t = 0; t < tokens; t += kTokensOfIntegerTiles) {
     const size_t count = tokens - t < kTokensOfIntegerTiles ? tokens - t : kTokensOfIntegerTiles;
     prefetch_step<TilePrefetch>(next);
