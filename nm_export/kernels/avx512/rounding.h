@@ -49,6 +49,7 @@ class Avx512Rounder {
     __m512i largest = _mm512_setzero_si512();
     for (size_t i = 0; i < rows_.count; ++i) largest = larger(largest, product(i, first, count));
     const __m512 reciprocal = find_steps(largest, rounded);
+    rounded.unrounded &= (1u << count) - 1;  // a NaN is one times no scale, too
     __m512i zero = _mm512_setzero_si512();
     for (size_t g = 0; g < rows_.quads; ++g) {
       __m512i quad = _mm512_setzero_si512();
