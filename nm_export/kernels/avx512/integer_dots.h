@@ -53,16 +53,23 @@ inline __m512 scaled(const RoundedValues& rounded, size_t block, __m512i blocks,
 
 inline void add_to(float* y, __m512 sums) { _mm512_storeu_ps(y, _mm512_add_ps(_mm512_loadu_ps(y), sums)); }
 
-// Quarter q of the four vectors in turn are 16 columns from column q * quarter on.
-inline void add_quarters(float* y, size_t quarter, const __m512* v) {
+// Vector q of `turned` is quarter q of the four vectors in turn.
+inline void turn_quarters(const __m512* v, __m512* turned) {
   const __m512 low_01 = _mm512_shuffle_f32x4(v[0], v[1], 0x44);
   const __m512 low_23 = _mm512_shuffle_f32x4(v[2], v[3], 0x44);
   const __m512 high_01 = _mm512_shuffle_f32x4(v[0], v[1], 0xee);
   const __m512 high_23 = _mm512_shuffle_f32x4(v[2], v[3], 0xee);
-  add_to(y, _mm512_shuffle_f32x4(low_01, low_23, 0x88));
-  add_to(y + quarter, _mm512_shuffle_f32x4(low_01, low_23, 0xdd));
-  add_to(y + quarter * 2, _mm512_shuffle_f32x4(high_01, high_23, 0x88));
-  add_to(y + quarter * 3, _mm512_shuffle_f32x4(high_01, high_23, 0xdd));
+  turned[0] = _mm512_shuffle_f32x4(low_01, low_23, 0x88);
+  turned[1] = _mm512_shuffle_f32x4(low_01, low_23, 0xdd);
+  turned[2] = _mm512_shuffle_f32x4(high_01, high_23, 0x88);
+  turned[3] = _mm512_shuffle_f32x4(high_01, high_23, 0xdd);
+}
+
+// Quarter q of the four vectors in turn are 16 columns from column q * quarter on.
+inline void add_quarters(float* y, size_t quarter, const __m512* v) {
+  __m512 turned[4];
+  turn_quarters(v, turned);
+  for (size_t q = 0; q < 4; ++q) add_to(y + quarter * q, turned[q]);
 }
 
 // Products::add<bits>(sums, codes, values) adds four neighbouring bytes of `codes`, without sign and of so many bits,

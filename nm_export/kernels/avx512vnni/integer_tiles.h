@@ -17,16 +17,13 @@ struct TilePrefetch {
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
 };
 
-// Stores quarter q of the four vectors in turn as 16 numbers, the q-th `stride` bytes behind the first.
+// Stores quarter q of the four vectors in turn `stride` * q bytes behind the target.
 inline void store_quarters(uint8_t* target, size_t stride, const __m512i* v) {
-  const __m512i low_01 = _mm512_shuffle_i32x4(v[0], v[1], 0x44);
-  const __m512i low_23 = _mm512_shuffle_i32x4(v[2], v[3], 0x44);
-  const __m512i high_01 = _mm512_shuffle_i32x4(v[0], v[1], 0xee);
-  const __m512i high_23 = _mm512_shuffle_i32x4(v[2], v[3], 0xee);
-  _mm512_store_si512(target, _mm512_shuffle_i32x4(low_01, low_23, 0x88));
-  _mm512_store_si512(target + stride, _mm512_shuffle_i32x4(low_01, low_23, 0xdd));
-  _mm512_store_si512(target + stride * 2, _mm512_shuffle_i32x4(high_01, high_23, 0x88));
-  _mm512_store_si512(target + stride * 3, _mm512_shuffle_i32x4(high_01, high_23, 0xdd));
+  __m512 numbers[4];
+  for (size_t i = 0; i < 4; ++i) numbers[i] = _mm512_castsi512_ps(v[i]);
+  __m512 turned[4];
+  turn_quarters(numbers, turned);
+  for (size_t q = 0; q < 4; ++q) _mm512_store_si512(target + stride * q, _mm512_castps_si512(turned[q]));
 }
 
 // Packs up to 64 bytes of each of four rows: 64 or 128 columns.
