@@ -72,14 +72,17 @@ inline void add_quarters(float* y, size_t quarter, const __m512* v) {
   for (size_t q = 0; q < 4; ++q) add_to(y + quarter * q, turned[q]);
 }
 
+struct ToSecondLevel {
+  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
+};
+
 // Products::add<bits>(sums, codes, values) adds four neighbouring bytes of `codes`, without sign and of so many bits,
 // times those of `values`, which have one, to each number of `sums`.
 template <class Products, size_t kBits, bool kSigned>
-struct Avx512Dots {
+struct Avx512Dots : ToSecondLevel {
   using Rounder = Avx512Rounder<kBits, kSigned>;
   static constexpr size_t kStep = 64;
   static constexpr bool kReadsParts = true;
-  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
   template <class Prefetch>
   static void add(const uint8_t* const* rows, size_t offset, size_t bytes, size_t quads, const RoundedValues& rounded,
                   size_t block, size_t block_size, float* y, Prefetch& prefetch) {
@@ -103,11 +106,10 @@ struct Avx512Dots {
 };
 
 template <class Products, bool kSigned>
-struct Avx512Dots<Products, 4, kSigned> {
+struct Avx512Dots<Products, 4, kSigned> : ToSecondLevel {
   using Rounder = Avx512Rounder<4, kSigned>;
   static constexpr size_t kStep = 128;
   static constexpr bool kReadsParts = true;
-  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
   template <class Prefetch>
   static void add(const uint8_t* const* rows, size_t offset, size_t bytes, size_t quads, const RoundedValues& rounded,
                   size_t block, size_t block_size, float* y, Prefetch& prefetch) {

@@ -13,10 +13,6 @@ constexpr size_t kIntegerTileColumns = 256;  // 16 KiB: half of a first-level ca
 constexpr size_t kVectorsAtOnce = 4;
 constexpr size_t kColumnsAtOnce = 16 * kVectorsAtOnce;
 
-struct TilePrefetch {
-  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
-};
-
 // Stores quarter q of the four vectors in turn `stride` * q bytes behind the target.
 inline void store_quarters(uint8_t* target, size_t stride, const __m512i* v) {
   __m512 numbers[4];
@@ -58,7 +54,7 @@ void pack_integer_tile(const Weight& weight, const Part& part, uint8_t* tile, Pr
   const auto* codes = static_cast<const uint8_t*>(weight.data);
   const size_t bytes = part.columns * kBits / 8;
   for (size_t k = 0; k < part.rows; k += kQuad, tile += kQuadBytes) {
-    prefetch_step<TilePrefetch>(next);
+    prefetch_step<ToSecondLevel>(next);
     const uint8_t* rows[kQuad];
     for (size_t i = 0; i < kQuad; ++i) {
       const size_t row = part.first_row + (k + i < part.rows ? k + i : k);
@@ -150,7 +146,7 @@ void add_integer_tile_of(const uint8_t* tile, const RoundedValues* rounded, size
                                                              add_columns<3, kSame>, add_columns<4, kSame>};
   for (size_t t = 0; t < tokens; t += kTokensOfIntegerTiles) {
     const size_t count = tokens - t < kTokensOfIntegerTiles ? tokens - t : kTokensOfIntegerTiles;
-    prefetch_step<TilePrefetch>(next);
+    prefetch_step<ToSecondLevel>(next);
     for (size_t c = 0; c < columns; c += kColumnsAtOnce) {
       kAddColumns[count - 1](tile + c * kQuad, rounded + t, quads, block + c / block_size,
                              y + t * kIntegerTileColumns + c);

@@ -190,14 +190,13 @@ void check_token(const TopKCall<T>& call, size_t token, const T* values, float t
   const bool whole = !call.pruned || n == m;
   const std::vector<bool> kept = slow::keep(scores, n, m, call.parameters.strided);
   for (size_t k = 0; k < call.channels; ++k) p[k] = whole || kept[k] ? z[k] : 0.0f;
-  const bool corrected = !whole && call.parameters.variance_correction;
-  const double ratio = corrected ? slow::variance_ratio(z, p) : 1;
+  const double ratio = whole || !call.parameters.variance_correction ? 1 : slow::variance_ratio(z, p);
   for (size_t k = 0; k < call.channels; ++k) {
-    // what is corrected is rounded to float32 once more on the way, by sums that were taken in another order
-    const double error = corrected ? 3e-7 : 0;
+    // what is corrected is rounded to float32 once more on the way
+    const double error = ratio == 1 ? 0 : 3e-7;
     const double expected = ratio * static_cast<double>(p[k]);
     bool right = slow::is_rounded(values[k], expected, error);
-    if (corrected) right = right || std::fabs(slow::value_of(values[k]) - expected) <= 0x1p-148;
+    if (ratio != 1) right = right || std::fabs(slow::value_of(values[k]) - expected) <= 0x1p-148;
     if (!right) {
       std::fprintf(stderr, "channel %zu: %a, not %a (ratio %a of %a), n = %d, m = %d, K = %zu\n", k,
                    slow::value_of(values[k]), expected, ratio, static_cast<double>(p[k]), call.parameters.n,

@@ -112,11 +112,12 @@ inline double variance(const std::vector<float>& v) {
   return sum / count;
 }
 
-inline float variance_ratio(const std::vector<float>& z, const std::vector<float>& p) {
+inline double variance_ratio(const std::vector<float>& z, const std::vector<float>& p) {
   const double whole = variance(z);
   const double part = variance(p);
   if (!std::isfinite(whole) || !std::isfinite(part) || whole == 0 || part == 0) return 1;
-  return static_cast<float>(std::sqrt(whole / part));  // infinite where float32 ends
+  const double ratio = std::sqrt(whole / part);
+  return ratio >= overflow<float>() ? std::numeric_limits<double>::infinity() : ratio;
 }
 
 // A weight as it is stored: what code `index` is, or what a 16-bit number is.
