@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "product_choices.h"
 #include "sparse_matmul.h"
 
 namespace nm_export {
@@ -49,17 +50,24 @@ struct Job {
   }
 };
 
-// More multiplications, half of them of zeros, take so long, a millisecond and more as float32, that several threads
-// pay.
+// Calls of up to so many tokens and multiplications, half of them of zeros, are tried by one thread too: more of them
+// take so long, a millisecond and more as float32, that several pay.
+constexpr size_t kMostTokensOfShortCall = 8;
 constexpr size_t kWorkOfShortCall = size_t{1} << 23;
 
+bool is_short(const SparseProduct& product) {
+  return product.tokens <= kMostTokensOfShortCall &&
+         product.tokens * product.channels * product.weight.columns <= kWorkOfShortCall;
+}
+
 void run(const ProductNode& node, const SparseProduct& product, CallBuffers& buffers, ort::KernelContext* context) {
-  const bool is_short = product.tokens <= ThreadChoices::kMostTokens &&
-                        product.tokens * product.channels * product.weight.columns <= kWorkOfShortCall;
+  const Ways ways = ways_of(node.isa, product);
+  const size_t by_threads = node.workers > 1 && is_short(product) ? 2 : 1;
   std::optional<TimedCall> timed;
-  if (is_short && node.workers > 1) timed.emplace(node.choices->of(product.tokens));
-  const size_t workers = timed.has_value() && !timed->several() ? 1 : node.workers;
-  const SparseMatMul matmul(node.isa, product, workers, Cut::kChannels, buffers);
+  if (ways.count * by_threads > 1) timed.emplace(choice_of(node.isa, product), ways.count * by_threads, product.tokens);
+  const size_t chosen = timed.has_value() ? timed->way() : 0;
+  const size_t workers = chosen % by_threads == 1 ? 1 : node.workers;
+  const SparseMatMul matmul(node.isa, product, ways.way[chosen / by_threads], workers, Cut::kChannels, buffers);
   Job job{matmul};
   if (matmul.workers() == 1) {
     for (size_t task = 0; task < matmul.tasks(); ++task) job.run(task);
@@ -81,7 +89,7 @@ ProductNode make_product_node(const Operator& op, const ort::KernelInfo* info) {
   if (isa.products == nullptr) fail(api, ort::kInvalidArgument, name + ": " + isa.error);
   // The size of ONNX Runtime's pool is not told; more tasks than it has threads cost little.
   const size_t workers = std::max(1u, std::thread::hardware_concurrency());
-  return {op.api, op.inputs[kValuesInput], name, isa, workers, std::make_unique<ThreadChoices>()};
+  return {op.api, op.inputs[kValuesInput], name, isa, workers};
 }
 
 ProductShapes product_shapes(const ProductNode& node, const ort::KernelContext* context) {

@@ -1,14 +1,12 @@
 // What the operators that multiply a pruned input have in common: one call of them.
 #pragma once
 
-#include <memory>
 #include <string>
 
 #include "instruction_set.h"
 #include "operator_support.h"
 #include "operator_table.h"
 #include "product_kernels.h"
-#include "thread_choice.h"
 
 namespace nm_export {
 
@@ -19,7 +17,6 @@ struct ProductNode {
   std::string name;  // "NMSparseMatMul node 'name'", for messages
   InstructionSet isa;
   size_t workers;
-  std::unique_ptr<ThreadChoices> choices;
 };
 
 ProductNode make_product_node(const Operator& op, const ort::KernelInfo* info);

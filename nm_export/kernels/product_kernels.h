@@ -50,6 +50,7 @@ struct BlockInput {
   const float* x;         // [tokens, kBlockChannels]
   const uint64_t* masks;  // bit k: channel k of the token is not zero
   size_t tokens;
+  size_t channels;
 };
 
 // Cache lines that are needed next, asked for a few at a time: `rows` rows of `row_lines` lines, `stride` bytes apart.
@@ -88,6 +89,9 @@ struct ProductKernels {
   // y[t, c] += sum over the bits k of masks[t] of x[t, k] * tile[k, c], for c < columns <= tile_columns; y has
   // tile_columns numbers a token, of which those beyond `columns` become arbitrary.
   void (*add_tile)(const float* tile, const BlockInput& input, size_t columns, float* y, Prefetch& next);
+
+  // The same, and to the bit where weights are finite, by multiplying zeros too.
+  void (*add_dense_tile)(const float* tile, const BlockInput& input, size_t columns, float* y, Prefetch& next);
 };
 
 extern const ProductKernels kPortableProducts;

@@ -40,6 +40,13 @@ inline size_t lowest_bit(uint64_t mask) {
 
 inline float widened(BFloat16 number) { return float_of(static_cast<uint32_t>(number.bits) << 16); }
 
+// By dense tiles, so many tokens and vectors of columns are summed up together: 16 sums of 32 registers, 8 of 16.
+constexpr size_t kDenseTokens = 4;
+template <class Lanes>
+constexpr size_t dense_vectors() {
+  return Lanes::kWidth == 16 ? 4 : 2;
+}
+
 // Without a branch, which would be mispredicted for every second number.
 inline uint64_t compact_one_by_one(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {
   uint64_t mask = 0;
@@ -75,10 +82,18 @@ void add_group(const Stored* const* row, const float* value, const Stored* const
       Lanes::store(y + v, sum);
     }
   }
-  for (; c < columns; ++c) {
-    float sum = y[c];
-    for (size_t i = 0; i < kRows; ++i) sum += value[i] * Lanes::one(row[i] + c);
-    y[c] = sum;
+  // What is left is rounded as tiles round it.
+  for (; c < columns; c += Lanes::kWidth) {
+    const size_t count = columns - c < Lanes::kWidth ? columns - c : Lanes::kWidth;
+    float numbers[Lanes::kWidth] = {};
+    for (size_t j = 0; j < count; ++j) numbers[j] = y[c + j];
+    typename Lanes::Float sum = Lanes::load(numbers);
+    for (size_t i = 0; i < kRows; ++i) {
+      for (size_t j = 0; j < count; ++j) numbers[j] = Lanes::one(row[i] + c + j);
+      sum = Lanes::fma(factor[i], Lanes::load(numbers), sum);
+    }
+    Lanes::store(numbers, sum);
+    for (size_t j = 0; j < count; ++j) y[c + j] = numbers[j];
   }
 }
 
@@ -142,17 +157,14 @@ void add_tile_of(const float* tile, const BlockInput& input, float* y, Prefetch&
     prefetch_step<Lanes>(next);
     const float* x = input.x + t * kBlockChannels;
     Float sum[kVectors];
-    for (size_t i = 0; i < kVectors; ++i) sum[i] = Lanes::broadcast(0.0f);
+    for (size_t i = 0; i < kVectors; ++i) sum[i] = Lanes::load(y + i * Lanes::kWidth);
     for (uint64_t mask = input.masks[t]; mask != 0; mask &= mask - 1) {
       const size_t k = lowest_bit(mask);
       const Float factor = Lanes::broadcast(x[k]);
       const float* row = tile + k * kTileColumns;
       for (size_t i = 0; i < kVectors; ++i) sum[i] = Lanes::fma(factor, Lanes::load(row + i * Lanes::kWidth), sum[i]);
     }
-    for (size_t i = 0; i < kVectors; ++i) {
-      float* target = y + i * Lanes::kWidth;
-      Lanes::store(target, Lanes::add(Lanes::load(target), sum[i]));
-    }
+    for (size_t i = 0; i < kVectors; ++i) Lanes::store(y + i * Lanes::kWidth, sum[i]);
   }
 }
 
@@ -163,6 +175,44 @@ void add_tile(const float* tile, const BlockInput& input, size_t columns, float*
                                                add_tile_of<Lanes, 4>, add_tile_of<Lanes, 5>, add_tile_of<Lanes, 6>,
                                                add_tile_of<Lanes, 7>, add_tile_of<Lanes, 8>};
   kAddTiles[(columns - 1) / Lanes::kWidth](tile, input, y, next);
+}
+
+// kTokens tokens times some vectors of columns: each vector that is loaded serves all tokens.
+template <class Lanes, size_t kTokens>
+void add_dense_columns(const float* tile, const float* x, size_t channels, float* y) {
+  using Float = typename Lanes::Float;
+  constexpr size_t kTileColumns = kTileVectors * Lanes::kWidth;
+  constexpr size_t kVectors = dense_vectors<Lanes>();
+  Float sum[kTokens][kVectors];
+  for (size_t t = 0; t < kTokens; ++t) {
+    for (size_t i = 0; i < kVectors; ++i) sum[t][i] = Lanes::load(y + t * kTileColumns + i * Lanes::kWidth);
+  }
+  for (size_t k = 0; k < channels; ++k, tile += kTileColumns) {
+    Float row[kVectors];
+    for (size_t i = 0; i < kVectors; ++i) row[i] = Lanes::load(tile + i * Lanes::kWidth);
+    for (size_t t = 0; t < kTokens; ++t) {
+      const Float factor = Lanes::broadcast(x[t * kBlockChannels + k]);
+      for (size_t i = 0; i < kVectors; ++i) sum[t][i] = Lanes::fma(factor, row[i], sum[t][i]);
+    }
+  }
+  for (size_t t = 0; t < kTokens; ++t) {
+    for (size_t i = 0; i < kVectors; ++i) Lanes::store(y + t * kTileColumns + i * Lanes::kWidth, sum[t][i]);
+  }
+}
+
+template <class Lanes>
+void add_dense_tile(const float* tile, const BlockInput& input, size_t columns, float* y, Prefetch& next) {
+  using AddColumns = void (*)(const float*, const float*, size_t, float*);
+  constexpr AddColumns kAddColumns[kDenseTokens] = {add_dense_columns<Lanes, 1>, add_dense_columns<Lanes, 2>,
+                                                    add_dense_columns<Lanes, 3>, add_dense_columns<Lanes, 4>};
+  constexpr size_t kTileColumns = kTileVectors * Lanes::kWidth;
+  for (size_t t = 0; t < input.tokens; t += kDenseTokens) {
+    const size_t tokens = input.tokens - t < kDenseTokens ? input.tokens - t : kDenseTokens;
+    for (size_t i = 0; i < tokens; ++i) prefetch_step<Lanes>(next);
+    for (size_t c = 0; c < columns; c += dense_vectors<Lanes>() * Lanes::kWidth) {
+      kAddColumns[tokens - 1](tile + c, input.x + t * kBlockChannels, input.channels, y + t * kTileColumns + c);
+    }
+  }
 }
 
 template <class Lanes, class Codes = PlainCodes<Lanes>>
@@ -176,7 +226,8 @@ constexpr ProductKernels product_kernels() {
            pack_code_tile<Lanes, Codes, 8, true>, pack_code_tile<Lanes, Codes, 8, false>,
            pack_code_tile<Lanes, Codes, 4, true>, pack_code_tile<Lanes, Codes, 4, false>},
           pack_channels<Lanes>,
-          add_tile<Lanes>};
+          add_tile<Lanes>,
+          add_dense_tile<Lanes>};
 }
 
 }  // namespace

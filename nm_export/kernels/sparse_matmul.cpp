@@ -5,13 +5,17 @@
 namespace nm_export {
 namespace {
 
-// Up to so many tokens add rows from memory; more of them share packed tiles. Measured at 4096 x 1024 and 4096 x 4096
-// on AMD EPYC (Zen 4): at 6 tokens the times of float32 weights are equal, at 8 tiles take a tenth to a quarter less. Of
-// 8 bits, integer tiles win from 6 tokens on, of 4 bits from 9. Without them codes are multiplied as bytes up to 8
-// tokens: docs/semantics.md.
+// Up to so many tokens add rows from memory, and more of them share packed tiles, where no time was measured. At 4096 x
+// 1024 and 4096 x 4096 on AMD EPYC (Zen 4) the times of float32 weights are equal at 6 tokens, and at 8 tiles take a
+// tenth to a quarter less. Of 8 bits, integer tiles win from 6 tokens on, of 4 bits from 9.
 constexpr size_t kFewTokens = 6;
 constexpr size_t kFewTokensOfBytes = 5;
 constexpr size_t kFewTokensOfCodes = 8;
+
+// Of more, rows are not tried: at 16 they take twice as long. Of fewer, dense tiles are not: they pack all weights for
+// a few products each.
+constexpr size_t kMostTokensByRows = 8;
+constexpr size_t kFewestDenseTokens = 4;
 
 // Columns of a task at most. A row should be read in pieces as long as can be, or the memory does not deliver: of
 // float32 rows of 14,336 numbers 7,168 at once took a sixth less time than 2,048.
@@ -40,24 +44,50 @@ constexpr size_t kColumnUnit = 64;
 // Products and sums of a task that are worth the start of another worker: some 10 microseconds.
 constexpr size_t kWorkOfTask = size_t{1} << 16;
 
+bool has_codes(const SparseProduct& product) { return product.weight.type >= WeightType::kInt8; }
+
+// Rows first where the tokens are few.
+Ways rows_or(Way tiles, size_t tokens, size_t few) {
+  if (tokens == 1) return {{Way::kRows}, 1};
+  if (tokens > kMostTokensByRows) return {{tiles}, 1};
+  if (tokens > few) return {{tiles, Way::kRows}, 2};
+  return {{Way::kRows, tiles}, 2};
+}
+
 }  // namespace
 
-SparseMatMul::SparseMatMul(const InstructionSet& isa, const SparseProduct& product, size_t workers, Cut cut,
+Ways ways_of(const InstructionSet& isa, const SparseProduct& product) {
+  const size_t tokens = product.tokens;
+  if (!has_codes(product)) {
+    Ways ways = rows_or(Way::kTiles, tokens, kFewTokens);
+    if (tokens >= kFewestDenseTokens) ways.way[ways.count++] = Way::kDenseTiles;
+    return ways;
+  }
+  if (product.may_round && isa.integers->tiles != nullptr) {
+    const bool has_bytes = product.weight.type <= WeightType::kUInt8;
+    return rows_or(Way::kIntegerTiles, tokens, has_bytes ? kFewTokensOfBytes : kFewTokensOfCodes);
+  }
+  // docs/semantics.md says when codes are multiplied as bytes; and as float32 the ways would round differently.
+  return {{tokens <= kFewTokensOfCodes ? Way::kRows : Way::kTiles}, 1};
+}
+
+SparseMatMul::SparseMatMul(const InstructionSet& isa, const SparseProduct& product, Way way, size_t workers, Cut cut,
                            CallBuffers& buffers)
     : kernels_(*isa.products),
       integers_(*isa.integers),
       product_(product),
       blocks_(ceil_div(product.channels, kBlockChannels)),
-      way_(choose_way()) {
+      way_(way) {
   // Half of the channels are kept in the usual patterns.
   const size_t work = product.tokens * ceil_div(product.channels, 2) * product.weight.columns;
   workers_ = std::max<size_t>(1, std::min(workers, work / kWorkOfTask));
-  size_t widest = kRowColumns;
-  if (way_ == Way::kFloatTiles) widest = kTileTaskColumns;
+  size_t widest = way == Way::kRows ? kRowColumns : kTileTaskColumns;
   if (way_ == Way::kIntegerTiles) {
     widest = std::clamp(kStretchBlocks * product.weight.block_size, kFewestIntegerTaskColumns, kMostIntegerTaskColumns);
   }
-  if (cut == Cut::kChannels && product.tokens <= kMostTokensOfChannelTask) cut_channels(widest, buffers);
+  if (cut == Cut::kChannels && product.tokens <= kMostTokensOfChannelTask) {
+    cut_channels(product.tokens <= kMostTokensByRows ? kRowColumns : widest, buffers);
+  }
   // Narrow parts would round the values of a token several times.
   const bool by_tokens = way_ == Way::kIntegerTiles && product.tokens >= 2 * kFewestTileTaskTokens;
   cut_columns(by_tokens ? 1 : ceil_div(workers_, channel_tasks_), widest);
@@ -70,17 +100,7 @@ SparseMatMul::SparseMatMul(const InstructionSet& isa, const SparseProduct& produ
   }
 }
 
-SparseMatMul::Way SparseMatMul::choose_way() const {
-  if (product_.weight.type < WeightType::kInt8) {
-    return product_.tokens <= kFewTokens ? Way::kRows : Way::kFloatTiles;
-  }
-  const bool has_tiles = may_round() && integers_.tiles != nullptr;
-  const bool has_bytes = product_.weight.type == WeightType::kInt8 || product_.weight.type == WeightType::kUInt8;
-  if (product_.tokens <= (has_tiles && has_bytes ? kFewTokensOfBytes : kFewTokensOfCodes)) return Way::kRows;
-  return has_tiles ? Way::kIntegerTiles : Way::kFloatTiles;
-}
-
-// By the shape alone, so that sums do not depend on the workers.
+// By the shape alone, so that sums do not depend on the workers, and alike in all ways.
 void SparseMatMul::cut_channels(size_t widest, CallBuffers& buffers) {
   const size_t pieces = ceil_div(product_.weight.columns, widest);
   const size_t most = std::min(kChannelTasks / pieces, blocks_ / kBlocksOfChannelTask);
@@ -125,7 +145,8 @@ void SparseMatMul::run(size_t index, WorkerBuffers& buffers) const {
   switch (way_) {
     case Way::kRows:
       return add_rows(task(index));
-    case Way::kFloatTiles:
+    case Way::kTiles:
+    case Way::kDenseTiles:
       return add_tiles(task(index), buffers);
     case Way::kIntegerTiles:
       return add_integer_tiles(task(index), buffers);

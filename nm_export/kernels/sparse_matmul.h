@@ -1,6 +1,7 @@
 // Products that read only the weight rows of channels that are not zero: docs/semantics.md without ONNX Runtime.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 
@@ -43,16 +44,29 @@ struct WorkerBuffers {
   AlignedBuffer<BlockScales> scales;
 };
 
+// Few tokens add rows from memory. More of them share tiles, of which a token takes the rows of its own channels, or all
+// rows with others at once: the dense product.
+enum class Way { kRows, kTiles, kDenseTiles, kIntegerTiles };
+
+// Ways that give the same sums, to the bit where these are finite. The first one is the fastest on the machines where it was measured.
+struct Ways {
+  std::array<Way, 3> way;
+  size_t count;
+};
+Ways ways_of(const InstructionSet& isa, const SparseProduct& product);
+
 // What tasks of few tokens may have for their own: columns of y, or some of the channels that are summed up in them,
 // too. Whole rows are read faster than pieces of them, but then `finish` has to add sums.
 enum class Cut { kColumns, kChannels };
 
-// One call, cut to tasks that are independent of each other. y does not depend on the number of workers.
+// One call, cut to tasks that are independent of each other. y does not depend on the number of workers, nor on which
+// of its ways is taken.
 class SparseMatMul {
  public:
-  // `product` has at least one token, channel and column. Its pointers and `buffers` outlive this object. `workers` is
-  // how many tasks may run at once. Throws std::bad_alloc.
-  SparseMatMul(const InstructionSet& isa, const SparseProduct& product, size_t workers, Cut cut, CallBuffers& buffers);
+  // `product` has at least one token, channel and column, and `way` is one of its ways. Its pointers and `buffers`
+  // outlive this object. `workers` is how many tasks may run at once. Throws std::bad_alloc.
+  SparseMatMul(const InstructionSet& isa, const SparseProduct& product, Way way, size_t workers, Cut cut,
+               CallBuffers& buffers);
 
   size_t tasks() const { return column_tasks_ * channel_tasks_ * token_tasks_; }
 
@@ -66,9 +80,6 @@ class SparseMatMul {
   void finish() const;
 
  private:
-  // Few tokens add rows from memory, more of them share tiles.
-  enum class Way { kRows, kFloatTiles, kIntegerTiles };
-
   // What a task computes: some tokens' sums of some columns, over the blocks of channels [first_block, end_block).
   struct Task {
     size_t first_column;
@@ -80,8 +91,6 @@ class SparseMatMul {
     size_t share;  // of the channels: the first one's sums go to y, with all that y has besides them
   };
 
-  Way choose_way() const;
-  bool may_round() const { return product_.may_round && product_.weight.type >= WeightType::kInt8; }
   size_t code_type() const {
     return static_cast<size_t>(product_.weight.type) - static_cast<size_t>(WeightType::kInt8);
   }

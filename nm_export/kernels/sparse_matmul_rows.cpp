@@ -46,18 +46,12 @@ Rows SparseMatMul::rows_of_any_token(size_t block) const {
 }
 
 void SparseMatMul::add_rows(const Task& task) const {
-  const auto type = static_cast<size_t>(product_.weight.type);
-  const auto add = may_round() ? integers_.add_rows[code_type()] : kernels_.add_rows[type];
-  const float* bias = product_.bias + task.first_column;
-  const float* offset = product_.offset + task.first_column;
+  const WeightType type = product_.weight.type;
+  const bool rounds = product_.may_round && type >= WeightType::kInt8;
+  const auto add = rounds ? integers_.add_rows[code_type()] : kernels_.add_rows[static_cast<size_t>(type)];
   const size_t stride = product_.weight.columns;
   float* const y = sums_of(task);
-  for (size_t t = 0; t < task.tokens; ++t) {
-    const float shift = product_.token_shift[t];
-    for (size_t c = 0; c < task.columns; ++c) {
-      y[t * stride + c] = task.share == 0 ? shift * offset[c] + bias[c] : 0.0f;
-    }
-  }
+  for (size_t t = 0; t < task.tokens; ++t) std::fill_n(y + t * stride, task.columns, 0.0f);
   for (size_t block = task.first_block; block < task.end_block; ++block) {
     const Rows next = rows_of_any_token(block + 1);  // behind the last one too: there a worker's next task begins
     for (size_t t = 0; t < task.tokens; ++t) {
@@ -65,6 +59,13 @@ void SparseMatMul::add_rows(const Task& task) const {
       const Rows share{next.row + start, nullptr, next.count * (t + 1) / task.tokens - start};
       add(product_.weight, task.first_column, rows_of(block, t), share, task.columns, y + t * stride);
     }
+  }
+  if (task.share != 0) return;
+  const float* bias = product_.bias + task.first_column;
+  const float* offset = product_.offset + task.first_column;
+  for (size_t t = 0; t < task.tokens; ++t) {
+    const float shift = product_.token_shift[t];
+    for (size_t c = 0; c < task.columns; ++c) y[t * stride + c] += shift * offset[c] + bias[c];
   }
 }
 

@@ -44,6 +44,7 @@ Prefetch SparseMatMul::prefetch_block(size_t block, const Task& task, size_t ste
 
 void SparseMatMul::add_tiles(const Task& task, WorkerBuffers& buffers) const {
   const auto pack = kernels_.pack_tile[static_cast<int>(product_.weight.type)];
+  const auto add = way_ == Way::kDenseTiles ? kernels_.add_dense_tile : kernels_.add_tile;
   const size_t tokens = task.tokens;
   const size_t tile_columns = kernels_.tile_columns;
   const size_t tiles = ceil_div(task.columns, tile_columns);
@@ -65,7 +66,7 @@ void SparseMatMul::add_tiles(const Task& task, WorkerBuffers& buffers) const {
     for (size_t start = 0; start < task.columns; start += tile_columns) {
       const size_t count = std::min(tile_columns, task.columns - start);
       pack(product_.weight, Part{k, channels, task.first_column + start, count}, tile, next);
-      kernels_.add_tile(tile, BlockInput{x, masks, tokens}, count, sums + start * tokens, next);
+      add(tile, BlockInput{x, masks, tokens, channels}, count, sums + start * tokens, next);
     }
   }
   store_sums(task, sums, tile_columns);

@@ -435,6 +435,7 @@ void fuzz_product(FuzzedDataProvider& data) {
   const auto type = static_cast<WeightType>(data.ConsumeIntegralInRange(0, kWeightTypes - 1));
   const size_t workers = data.ConsumeIntegralInRange<size_t>(1, 20);
   const bool rounded = data.ConsumeBool();
+  const auto any_way = data.ConsumeIntegral<uint8_t>();
   const ProductCall call = product_call(data, type);
   CallBuffers call_buffers;
   WorkerBuffers worker_buffers;
@@ -450,7 +451,8 @@ void fuzz_product(FuzzedDataProvider& data) {
     product.tokens = call.tokens;
     product.channels = call.channels;
     product.may_round = rounded;
-    const SparseMatMul matmul(isa, product, workers, Cut::kChannels, call_buffers);
+    const Ways ways = ways_of(isa, product);
+    const SparseMatMul matmul(isa, product, ways.way[any_way % ways.count], workers, Cut::kChannels, call_buffers);
     for (size_t task = matmul.tasks(); task > 0; --task) matmul.run(task - 1, worker_buffers);
     matmul.finish();
     check_product(call, y, true, rounded, isa.name);

@@ -42,10 +42,16 @@ void add_scales(Weight& weight, const std::vector<float>& scales, size_t block_s
   weight.blocks = (weight.columns + block_size - 1) / block_size;
 }
 
-void multiply(const InstructionSet& isa, const SparseProduct& product, size_t workers, Cut cut = Cut::kChannels) {
+Way any_way(const InstructionSet& isa, const SparseProduct& product, std::mt19937& random) {
+  const Ways ways = ways_of(isa, product);
+  return ways.way[random() % ways.count];
+}
+
+void multiply(const InstructionSet& isa, const SparseProduct& product, Way way, size_t workers,
+              Cut cut = Cut::kChannels) {
   CallBuffers call_buffers;
   WorkerBuffers worker_buffers;
-  const SparseMatMul matmul(isa, product, workers, cut, call_buffers);
+  const SparseMatMul matmul(isa, product, way, workers, cut, call_buffers);
   for (size_t task = 0; task < matmul.tasks(); ++task) matmul.run(task, worker_buffers);
   matmul.finish();
 }
@@ -74,7 +80,8 @@ void test_product(const InstructionSet& isa, std::mt19937& random) {
   matrix.columns = columns;
   const SparseProduct product{matrix,        values.data(), bias.data(), token_shift.data(),
                               offset.data(), y.data(),      tokens,      channels,    false};
-  multiply(isa, product, up_to(20), random() % 2 == 0 ? Cut::kChannels : Cut::kColumns);
+  multiply(isa, product, any_way(isa, product, random), up_to(20),
+           random() % 2 == 0 ? Cut::kChannels : Cut::kColumns);
 
   // Multiples of 1/64 below 2^16: float32 holds every sum exactly.
   for (size_t t = 0; t < tokens; ++t) {
@@ -122,7 +129,7 @@ void test_rounded(const InstructionSet& isa, std::mt19937& random) {
   weight.zero_points = random() % 2 == 0 ? zero_points.data() : nullptr;
   const SparseProduct product{weight,       values.data(), zeros.data(), zeros.data(),
                               zeros.data(), y.data(),      tokens,       channels,     true};
-  multiply(isa, product, up_to(20));
+  multiply(isa, product, any_way(isa, product, random), up_to(20));
 
   const auto code = [&](const std::vector<uint8_t>& bytes, size_t index) {
     const int stored = bits == 8 ? bytes[index] : bytes[index / 2] >> (index % 2 * 4) & 15;
@@ -158,18 +165,23 @@ void test_rounded(const InstructionSet& isa, std::mt19937& random) {
   }
 }
 
-// One token's result does not depend on the number of workers, which is chosen by time.
-void test_workers(const InstructionSet& isa, std::mt19937& random) {
+// The result does not depend on the number of workers and on the way, which are chosen by time.
+void test_ways(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
   const auto type = static_cast<WeightType>(random() % 7);
+  const size_t tokens = up_to(random() % 2 == 0 ? 4 : 40);
   const bool is_deep = random() % 2 == 0;
   const size_t channels = up_to(is_deep ? 3000 : 300);
   const size_t columns = 2 * up_to(is_deep ? 200 : 2000);
   const size_t block_size = kSmallestBlock << random() % 5;
   const size_t blocks = (columns + block_size - 1) / block_size;
   std::normal_distribution<float> normal;
+  const auto fill = [&](std::vector<float>& numbers) {
+    for (float& number : numbers) number = normal(random);
+  };
 
-  std::vector<float> weight(channels * columns), values(channels), scales(channels * blocks), zeros(columns);
+  std::vector<float> weight(channels * columns), values(tokens * channels), scales(channels * blocks);
+  std::vector<float> bias(columns), offset(columns), token_shift(tokens);
   std::vector<unsigned char> stored(weight.size() * sizeof(float));
   const bool is_float = type <= WeightType::kBFloat16;
   for (size_t i = 0; is_float && i < weight.size(); ++i) {
@@ -177,27 +189,28 @@ void test_workers(const InstructionSet& isa, std::mt19937& random) {
     store(number, type, stored.data() + i * (type == WeightType::kFloat32 ? 4 : 2));
   }
   for (size_t i = 0; !is_float && i < stored.size(); ++i) stored[i] = static_cast<unsigned char>(random());
-  for (float& value : values) value = random() % 2 == 0 ? 0.0f : normal(random);
-  for (float& scale : scales) scale = normal(random);
+  for (std::vector<float>* vector : {&values, &scales, &bias, &offset, &token_shift}) fill(*vector);
+  for (float& value : values) value = random() % 2 == 0 ? 0.0f : value;
 
   Weight matrix{};
   matrix.type = type;
   matrix.data = stored.data();
   matrix.columns = columns;
   if (!is_float) add_scales(matrix, scales, block_size);
-  const auto product_by = [&](size_t workers) {
-    std::vector<float> y(columns);
-    const float token_shift = 0.0f;
-    const SparseProduct product{matrix,       values.data(), zeros.data(), &token_shift,
-                                zeros.data(), y.data(),      1,            channels,     !is_float};
-    multiply(isa, product, workers);
-    return y;
+  const auto product_by = [&](size_t way, size_t workers) {
+    std::vector<float> y(tokens * columns);
+    const SparseProduct product{matrix,        values.data(), bias.data(), token_shift.data(),
+                                offset.data(), y.data(),      tokens,      channels,           !is_float};
+    const Ways ways = ways_of(isa, product);
+    if (way < ways.count) multiply(isa, product, ways.way[way], workers);
+    return way < ways.count ? y : std::vector<float>();
   };
-  const std::vector<float> alone = product_by(1);
-  const std::vector<float> shared = product_by(up_to(20));
-  if (std::memcmp(alone.data(), shared.data(), columns * sizeof(float)) != 0) {
-    std::fprintf(stderr, "other numbers by several workers with %s, K = %zu, O = %zu, weight type %d\n", isa.name,
-                 channels, columns, static_cast<int>(type));
+  const std::vector<float> first = product_by(0, 1);
+  for (size_t way = 0; way < 3; ++way) {
+    const std::vector<float> other = product_by(way, up_to(20));
+    if (other.empty() || std::memcmp(first.data(), other.data(), first.size() * sizeof(float)) == 0) continue;
+    std::fprintf(stderr, "other numbers by way %zu with %s, %zu tokens, K = %zu, O = %zu, weight type %d\n", way,
+                 isa.name, tokens, channels, columns, static_cast<int>(type));
     std::exit(1);
   }
 }
@@ -212,7 +225,7 @@ int main() {
     for (int round = 0; round < 150; ++round) {
       test_product(isa, random);
       test_rounded(isa, random);
-      test_workers(isa, random);
+      test_ways(isa, random);
     }
     std::printf("%s: ok\n", name);
   }

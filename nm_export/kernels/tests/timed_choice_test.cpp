@@ -1,0 +1,47 @@
+// The choice follows the times that it is told.
+#include "timed_choice.h"
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+
+namespace {
+
+using nm_export::TimedChoice;
+using std::chrono::nanoseconds;
+
+using Times = std::array<nanoseconds, 3>;
+
+// Calls of 1 to 3 tokens by each way, in percent. Every fifth is interrupted.
+std::array<int, 3> shares(TimedChoice& choice, int count, const Times& of_token) {
+  std::array<int, 3> calls{};
+  for (int i = 0; i < count; ++i) {
+    const size_t tokens = 1 + static_cast<size_t>(i) % 3;
+    const size_t way = choice.choose(of_token.size());
+    ++calls[way];
+    choice.took(way, of_token[way] * tokens + nanoseconds(i % 5 == 0 ? 1000000 : 0), tokens);
+  }
+  for (int& number : calls) number = number * 100 / count;
+  return calls;
+}
+
+void expect(bool holds, const char* what) {
+  if (holds) return;
+  std::fprintf(stderr, "%s\n", what);
+  std::exit(1);
+}
+
+}  // namespace
+
+int main() {
+  TimedChoice choice;
+  const Times second_is_fastest = {nanoseconds(90000), nanoseconds(60000), nanoseconds(70000)};
+  expect(shares(choice, 12, second_is_fastest) == std::array<int, 3>{33, 33, 33}, "at first all ways in turn");
+  expect(shares(choice, 1000, second_is_fastest)[1] >= 98, "the second is fastest");
+  const Times third_is_fastest = {nanoseconds(90000), nanoseconds(60000), nanoseconds(50000)};
+  shares(choice, 2000, third_is_fastest);
+  expect(shares(choice, 1000, third_is_fastest)[2] >= 98, "the third has become fastest");
+
+  TimedChoice unfinished;
+  for (int i = 0; i < 1000; ++i) unfinished.choose(2);  // as if all calls were still running
+}
