@@ -10,6 +10,7 @@ namespace nm_export {
 
 // How a weight is stored. Sums are float32 whatever it is. The integers are codes of a quantized weight.
 enum class WeightType { kFloat32, kFloat16, kBFloat16, kInt8, kUInt8, kInt4, kUInt4 };
+constexpr int kFloatTypes = 3;
 constexpr int kWeightTypes = 7;
 
 // A weight of [channels, columns]. It needs no alignment beyond that of its type.
@@ -76,6 +77,12 @@ struct ProductKernels {
   // of codes begins. Indexed by WeightType.
   void (*add_rows[kWeightTypes])(const Weight& weight, size_t first_column, const Rows& add, const Rows& next,
                                  size_t columns, float* y);
+
+  // y[t, c] += sum over the rows r of `add` of x[t, r % kBlockChannels] * W[r, c] for all tokens of `input`, the rows of
+  // one block of channels; y has the columns of the weight. The rest is that of add_rows; add.value is not used.
+  // Indexed by WeightType.
+  void (*add_shared_rows[kFloatTypes])(const Weight& weight, size_t first_column, const Rows& add,
+                                       const BlockInput& input, const Rows& next, size_t columns, float* y);
 
   // A tile holds the weights of a block of channels in so many columns, as float32, one row after the other.
   size_t tile_columns;

@@ -5,17 +5,17 @@
 namespace nm_export {
 namespace {
 
-// Up to so many tokens add rows from memory, and more of them share packed tiles, where no time was measured. At 4096 x
-// 1024 and 4096 x 4096 on AMD EPYC (Zen 4) the times of float32 weights are equal at 6 tokens, and at 8 tiles take a
-// tenth to a quarter less. Of 8 bits, integer tiles win from 6 tokens on, of 4 bits from 9.
-constexpr size_t kFewTokens = 6;
+// What is tried first, where both ways may be the faster one. Measured at 4096 x 1024 and 4096 x 4096 on AMD EPYC (Zen
+// 4). Up to so many tokens add rows each on its own:
+constexpr size_t kFewTokens = 3;
+constexpr size_t kFewTokensOfHalves = 8;
 constexpr size_t kFewTokensOfBytes = 5;
 constexpr size_t kFewTokensOfCodes = 8;
 
-// Of more, rows are not tried: at 16 they take twice as long. Of fewer, dense tiles are not: they pack all weights for
-// a few products each.
+// Of more tokens rows are not tried at all, neither each on its own nor shared ones: at 16 the former take twice as
+// long as tiles. Shared rows are dense, too, so that more than these need no dense tiles.
 constexpr size_t kMostTokensByRows = 8;
-constexpr size_t kFewestDenseTokens = 4;
+constexpr size_t kMostTokensByShared = 16;
 
 // Columns of a task at most. A row should be read in pieces as long as can be, or the memory does not deliver: of
 // float32 rows of 14,336 numbers 7,168 at once took a sixth less time than 2,048.
@@ -24,6 +24,7 @@ constexpr size_t kRowColumns = 8192;
 // By tiles, the weights of a block of channels stay in the second-level cache, which the sums of a task's tokens pass
 // through. Integer tiles want as many blocks of columns as are rounded together.
 constexpr size_t kTileTaskColumns = 1024;
+constexpr size_t kSharedTaskBytes = 4096;  // of a row
 constexpr size_t kFewestIntegerTaskColumns = 1024;
 constexpr size_t kMostIntegerTaskColumns = 2048;
 constexpr size_t kTileTaskTokens = 256;
@@ -47,25 +48,41 @@ constexpr size_t kWorkOfTask = size_t{1} << 16;
 bool has_codes(const SparseProduct& product) { return product.weight.type >= WeightType::kInt8; }
 
 // Rows first where the tokens are few.
-Ways rows_or(Way tiles, size_t tokens, size_t few) {
+Ways rows_or(Way other, size_t tokens, size_t few) {
   if (tokens == 1) return {{Way::kRows}, 1};
-  if (tokens > kMostTokensByRows) return {{tiles}, 1};
-  if (tokens > few) return {{tiles, Way::kRows}, 2};
-  return {{Way::kRows, tiles}, 2};
+  if (tokens > few) return {{other, Way::kRows}, 2};
+  return {{Way::kRows, other}, 2};
 }
 
 }  // namespace
 
+size_t stored_bits(WeightType type) {
+  switch (type) {
+    case WeightType::kFloat32:
+      return 32;
+    case WeightType::kFloat16:
+    case WeightType::kBFloat16:
+      return 16;
+    case WeightType::kInt8:
+    case WeightType::kUInt8:
+      return 8;
+    default:
+      return 4;
+  }
+}
+
 Ways ways_of(const InstructionSet& isa, const SparseProduct& product) {
   const size_t tokens = product.tokens;
   if (!has_codes(product)) {
-    Ways ways = rows_or(Way::kTiles, tokens, kFewTokens);
-    if (tokens >= kFewestDenseTokens) ways.way[ways.count++] = Way::kDenseTiles;
-    return ways;
+    if (tokens > kMostTokensByShared) return {{Way::kTiles, Way::kDenseTiles}, 2};
+    if (tokens > kMostTokensByRows) return {{Way::kTiles, Way::kSharedRows}, 2};
+    const bool halves = product.weight.type != WeightType::kFloat32;
+    return rows_or(Way::kSharedRows, tokens, halves ? kFewTokensOfHalves : kFewTokens);
   }
   if (product.may_round && isa.integers->tiles != nullptr) {
-    const bool has_bytes = product.weight.type <= WeightType::kUInt8;
-    return rows_or(Way::kIntegerTiles, tokens, has_bytes ? kFewTokensOfBytes : kFewTokensOfCodes);
+    if (tokens > kMostTokensByRows) return {{Way::kIntegerTiles}, 1};
+    const bool bytes = product.weight.type <= WeightType::kUInt8;
+    return rows_or(Way::kIntegerTiles, tokens, bytes ? kFewTokensOfBytes : kFewTokensOfCodes);
   }
   // docs/semantics.md says when codes are multiplied as bytes; and as float32 the ways would round differently.
   return {{tokens <= kFewTokensOfCodes ? Way::kRows : Way::kTiles}, 1};
@@ -81,26 +98,34 @@ SparseMatMul::SparseMatMul(const InstructionSet& isa, const SparseProduct& produ
   // Half of the channels are kept in the usual patterns.
   const size_t work = product.tokens * ceil_div(product.channels, 2) * product.weight.columns;
   workers_ = std::max<size_t>(1, std::min(workers, work / kWorkOfTask));
-  size_t widest = way == Way::kRows ? kRowColumns : kTileTaskColumns;
-  if (way_ == Way::kIntegerTiles) {
-    widest = std::clamp(kStretchBlocks * product.weight.block_size, kFewestIntegerTaskColumns, kMostIntegerTaskColumns);
-  }
+  const size_t widest = widest_task();
   if (cut == Cut::kChannels && product.tokens <= kMostTokensOfChannelTask) {
-    cut_channels(product.tokens <= kMostTokensByRows ? kRowColumns : widest, buffers);
+    // By the shape alone, so that sums do not depend on the workers, and alike in all ways.
+    const bool few = product.tokens <= kMostTokensByRows;
+    cut_channels(few ? kRowColumns : way_ == Way::kSharedRows ? kTileTaskColumns : widest, buffers);
   }
   // Narrow parts would round the values of a token several times.
   const bool by_tokens = way_ == Way::kIntegerTiles && product.tokens >= 2 * kFewestTileTaskTokens;
   cut_columns(by_tokens ? 1 : ceil_div(workers_, channel_tasks_), widest);
-  if (way_ == Way::kRows) {
+  if (way == Way::kRows || way == Way::kSharedRows) {
     tokens_per_task_ = product.tokens;
     token_tasks_ = 1;
-    list_rows(buffers);
+    if (way == Way::kRows) list_rows(buffers);
   } else {
     cut_tokens(by_tokens ? kIntegerTaskTokens : kTileTaskTokens);
   }
 }
 
-// By the shape alone, so that sums do not depend on the workers, and alike in all ways.
+size_t SparseMatMul::widest_task() const {
+  if (way_ == Way::kRows) return kRowColumns;
+  if (way_ == Way::kSharedRows) return kSharedTaskBytes * 8 / stored_bits(product_.weight.type);
+  if (way_ == Way::kIntegerTiles) {
+    const size_t columns = kStretchBlocks * product_.weight.block_size;
+    return std::clamp(columns, kFewestIntegerTaskColumns, kMostIntegerTaskColumns);
+  }
+  return kTileTaskColumns;
+}
+
 void SparseMatMul::cut_channels(size_t widest, CallBuffers& buffers) {
   const size_t pieces = ceil_div(product_.weight.columns, widest);
   const size_t most = std::min(kChannelTasks / pieces, blocks_ / kBlocksOfChannelTask);
@@ -145,6 +170,8 @@ void SparseMatMul::run(size_t index, WorkerBuffers& buffers) const {
   switch (way_) {
     case Way::kRows:
       return add_rows(task(index));
+    case Way::kSharedRows:
+      return add_shared_rows(task(index), buffers);
     case Way::kTiles:
     case Way::kDenseTiles:
       return add_tiles(task(index), buffers);

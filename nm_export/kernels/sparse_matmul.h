@@ -12,6 +12,9 @@ namespace nm_export {
 
 constexpr size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
 
+// Of a number of a weight.
+size_t stored_bits(WeightType type);
+
 // y = values W + token_shift * offset + bias.
 struct SparseProduct {
   Weight weight;             // [channels, columns]
@@ -44,13 +47,13 @@ struct WorkerBuffers {
   AlignedBuffer<BlockScales> scales;
 };
 
-// Few tokens add rows from memory. More of them share tiles, of which a token takes the rows of its own channels, or all
-// rows with others at once: the dense product.
-enum class Way { kRows, kTiles, kDenseTiles, kIntegerTiles };
+// Few tokens add rows where they lie, each its own or all of them each row that one of them keeps. More of them share
+// packed tiles, of which each takes its own rows, or all take all: the dense product.
+enum class Way { kRows, kSharedRows, kTiles, kDenseTiles, kIntegerTiles };
 
 // Ways that give the same sums, to the bit where these are finite. The first one is the fastest on the machines where it was measured.
 struct Ways {
-  std::array<Way, 3> way;
+  std::array<Way, 2> way;
   size_t count;
 };
 Ways ways_of(const InstructionSet& isa, const SparseProduct& product);
@@ -94,6 +97,7 @@ class SparseMatMul {
   size_t code_type() const {
     return static_cast<size_t>(product_.weight.type) - static_cast<size_t>(WeightType::kInt8);
   }
+  size_t widest_task() const;
   void cut_channels(size_t widest, CallBuffers& buffers);
   void cut_columns(size_t workers, size_t widest);
   void cut_tokens(size_t most);
@@ -103,7 +107,10 @@ class SparseMatMul {
   void list_rows(CallBuffers& buffers);
   Rows rows_of(size_t block, size_t token) const;
   Rows rows_of_any_token(size_t block) const;
+  void start_sums(const Task& task) const;
+  void end_sums(const Task& task) const;
   void add_rows(const Task& task) const;
+  void add_shared_rows(const Task& task, WorkerBuffers& buffers) const;
 
   void add_tiles(const Task& task, WorkerBuffers& buffers) const;
   void add_integer_tiles(const Task& task, WorkerBuffers& buffers) const;

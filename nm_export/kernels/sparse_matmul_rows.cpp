@@ -51,7 +51,7 @@ void SparseMatMul::add_rows(const Task& task) const {
   const auto add = rounds ? integers_.add_rows[code_type()] : kernels_.add_rows[static_cast<size_t>(type)];
   const size_t stride = product_.weight.columns;
   float* const y = sums_of(task);
-  for (size_t t = 0; t < task.tokens; ++t) std::fill_n(y + t * stride, task.columns, 0.0f);
+  start_sums(task);
   for (size_t block = task.first_block; block < task.end_block; ++block) {
     const Rows next = rows_of_any_token(block + 1);  // behind the last one too: there a worker's next task begins
     for (size_t t = 0; t < task.tokens; ++t) {
@@ -60,12 +60,66 @@ void SparseMatMul::add_rows(const Task& task) const {
       add(product_.weight, task.first_column, rows_of(block, t), share, task.columns, y + t * stride);
     }
   }
+  end_sums(task);
+}
+
+namespace {
+
+// Some tokens' values in a block of channels, and the rows that any of them needs.
+struct SharedBlock {
+  float* x;
+  uint32_t rows[kBlockChannels];
+  size_t count;
+};
+
+}  // namespace
+
+void SparseMatMul::add_shared_rows(const Task& task, WorkerBuffers& buffers) const {
+  const auto add = kernels_.add_shared_rows[static_cast<size_t>(product_.weight.type)];
+  float* const x = buffers.channels.reserve(2 * task.tokens * kBlockChannels);
+  SharedBlock blocks[2];
+  const auto load = [&](size_t block, SharedBlock& loaded) {
+    const size_t k = block * kBlockChannels;
+    const size_t channels = channels_of(block);
+    uint64_t any = 0;
+    for (size_t t = 0; t < (channels > 0 ? task.tokens : 0); ++t) {
+      const float* v = product_.values + (task.first_token + t) * product_.channels + k;
+      any |= kernels_.pack_channels(v, channels, loaded.x + t * kBlockChannels);
+    }
+    loaded.count = 0;
+    for (size_t i = 0; i < channels; ++i) {
+      loaded.rows[loaded.count] = static_cast<uint32_t>(k + i);
+      loaded.count += any >> i & 1u;
+    }
+  };
+  blocks[0].x = x;
+  blocks[1].x = x + task.tokens * kBlockChannels;
+  start_sums(task);
+  load(task.first_block, blocks[task.first_block % 2]);
+  for (size_t block = task.first_block; block < task.end_block; ++block) {
+    SharedBlock& now = blocks[block % 2];
+    SharedBlock& next = blocks[(block + 1) % 2];
+    load(block + 1, next);
+    add(product_.weight, task.first_column, Rows{now.rows, nullptr, now.count}, BlockInput{now.x, nullptr, task.tokens, channels_of(block)},
+        Rows{next.rows, nullptr, next.count}, task.columns, sums_of(task));
+  }
+  end_sums(task);
+}
+
+void SparseMatMul::start_sums(const Task& task) const {
+  float* y = sums_of(task);
+  for (size_t t = 0; t < task.tokens; ++t, y += product_.weight.columns) std::fill_n(y, task.columns, 0.0f);
+}
+
+// Adds what y has besides sums over channels.
+void SparseMatMul::end_sums(const Task& task) const {
   if (task.share != 0) return;
   const float* bias = product_.bias + task.first_column;
   const float* offset = product_.offset + task.first_column;
-  for (size_t t = 0; t < task.tokens; ++t) {
-    const float shift = product_.token_shift[t];
-    for (size_t c = 0; c < task.columns; ++c) y[t * stride + c] += shift * offset[c] + bias[c];
+  float* y = sums_of(task);
+  for (size_t t = 0; t < task.tokens; ++t, y += product_.weight.columns) {
+    const float shift = product_.token_shift[task.first_token + t];
+    for (size_t c = 0; c < task.columns; ++c) y[c] += shift * offset[c] + bias[c];
   }
 }
 

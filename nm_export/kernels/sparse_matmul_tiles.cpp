@@ -8,21 +8,6 @@ namespace {
 
 constexpr size_t kCacheLine = 64;
 
-size_t bits_of(WeightType type) {
-  switch (type) {
-    case WeightType::kFloat32:
-      return 32;
-    case WeightType::kFloat16:
-    case WeightType::kBFloat16:
-      return 16;
-    case WeightType::kInt8:
-    case WeightType::kUInt8:
-      return 8;
-    default:
-      return 4;
-  }
-}
-
 }  // namespace
 
 size_t SparseMatMul::channels_of(size_t block) const {
@@ -31,7 +16,7 @@ size_t SparseMatMul::channels_of(size_t block) const {
 
 // Of a block of channels, or nothing where there is none, in so many steps.
 Prefetch SparseMatMul::prefetch_block(size_t block, const Task& task, size_t steps) const {
-  const size_t bits = bits_of(product_.weight.type);
+  const size_t bits = stored_bits(product_.weight.type);
   const size_t first = block * kBlockChannels * product_.weight.columns + task.first_column;
   Prefetch next{};
   next.at = static_cast<const char*>(product_.weight.data) + first * bits / 8;

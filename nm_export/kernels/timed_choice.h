@@ -21,16 +21,17 @@ class TimedChoice {
  public:
   static constexpr size_t kMostWays = 6;
 
-  // One of `ways`, which are 2 to kMostWays, the same number in every call. All of them in turn at first, then the fastest, and now
-  // and then another one, in case it has become faster.
+  // One of `ways`, which are 2 to kMostWays, the same number in every call. All of them in turn at first, then the
+  // fastest, the first of them where times are nearly the same, and now and then another one, in case it has become
+  // faster.
   size_t choose(size_t ways) {
     const uint32_t call = calls_.fetch_add(1, std::memory_order_relaxed);
-    if (call < kFirstTimes * ways) return call % ways;
+    if (tried_.load(std::memory_order_relaxed) < kFirstTimes * ways) return call % ways;
     size_t fastest = 0;
     uint64_t shortest = typical(0);
     for (size_t way = 1; way < ways; ++way) {
       const uint64_t time = typical(way);
-      if (time >= shortest) continue;
+      if (time + time / kNearlySame >= shortest) continue;
       fastest = way;
       shortest = time;
     }
@@ -42,6 +43,7 @@ class TimedChoice {
   void took(size_t way, std::chrono::nanoseconds time, size_t tokens) {
     Times& times = times_[way];
     const uint32_t count = times.count.fetch_add(1, std::memory_order_relaxed);
+    tried_.fetch_add(time < kLongCall ? 1 : kFirstTimes / 2, std::memory_order_relaxed);
     const int64_t of_token = kUnits * time.count() / static_cast<int64_t>(tokens);
     times.units[count % kTimes].store(static_cast<uint32_t>(std::clamp<int64_t>(of_token, 0, kLongest)),
                                       std::memory_order_relaxed);
@@ -51,7 +53,9 @@ class TimedChoice {
   static constexpr uint32_t kLongest = std::numeric_limits<uint32_t>::max();
   static constexpr int64_t kUnits = 16;  // of a nanosecond, and for one token
   static constexpr size_t kTimes = 8;
-  static constexpr size_t kFirstTimes = 4;
+  static constexpr uint64_t kNearlySame = 32;
+  static constexpr uint32_t kFirstTimes = 8;
+  static constexpr std::chrono::milliseconds kLongCall{10};  // is tried just twice
   static constexpr uint32_t kCallsBetweenDoubts = 64;
 
   struct Times {
@@ -71,6 +75,7 @@ class TimedChoice {
   }
 
   std::atomic<uint32_t> calls_{0};
+  std::atomic<uint64_t> tried_{0};
   Times times_[kMostWays];
 };
 

@@ -36,11 +36,21 @@ void expect(bool holds, const char* what) {
 int main() {
   TimedChoice choice;
   const Times second_is_fastest = {nanoseconds(90000), nanoseconds(60000), nanoseconds(70000)};
-  expect(shares(choice, 12, second_is_fastest) == std::array<int, 3>{33, 33, 33}, "at first all ways in turn");
+  expect(shares(choice, 24, second_is_fastest) == std::array<int, 3>{33, 33, 33}, "at first all ways in turn");
   expect(shares(choice, 1000, second_is_fastest)[1] >= 98, "the second is fastest");
   const Times third_is_fastest = {nanoseconds(90000), nanoseconds(60000), nanoseconds(50000)};
   shares(choice, 2000, third_is_fastest);
   expect(shares(choice, 1000, third_is_fastest)[2] >= 98, "the third has become fastest");
+
+  TimedChoice patient;
+  const Times long_times = {nanoseconds(90000000), nanoseconds(60000000), nanoseconds(70000000)};
+  expect(shares(patient, 6, long_times) == std::array<int, 3>{33, 33, 33}, "long calls are tried in turn");
+  expect(shares(patient, 50, long_times)[1] == 100, "but not often");
+
+  TimedChoice same;
+  const Times nearly_same = {nanoseconds(90000), nanoseconds(89000), nanoseconds(91000)};
+  shares(same, 24, nearly_same);
+  expect(shares(same, 1000, nearly_same)[0] >= 98, "the first where times are nearly the same");
 
   TimedChoice unfinished;
   for (int i = 0; i < 1000; ++i) unfinished.choose(2);  // as if all calls were still running
