@@ -32,8 +32,8 @@ results: $(VENV)/.dev
 BENCH    = build/bench
 MEASURE  = @mkdir -p $(BENCH) && set -x && $(BIN)/nm-export bench
 SMOLLM2  = output/smollm2-all
-MEASURED = $(BENCH)/mistral.json $(BENCH)/mistral-patterns.json $(BENCH)/smollm2.json $(BENCH)/decoder-fp32.json \
-           $(BENCH)/decoder-int4.json $(BENCH)/model-fp32.json $(BENCH)/model-int4.json
+MEASURED = $(BENCH)/mistral.json $(BENCH)/mistral-patterns.json $(BENCH)/mistral-unpruned.json $(BENCH)/smollm2.json \
+           $(BENCH)/decoder-fp32.json $(BENCH)/decoder-int4.json $(BENCH)/model-fp32.json $(BENCH)/model-int4.json
 
 .PRECIOUS: $(SMOLLM2)-fp32 $(SMOLLM2)-int4
 bench: $(MEASURED)
@@ -44,6 +44,9 @@ $(BENCH)/mistral.json:
 	$(MEASURE) ops --architecture mistral-7b --json $@
 $(BENCH)/mistral-patterns.json:
 	$(MEASURE) ops --architecture mistral-7b --tokens 1 --pattern 2:4 --pattern 16:32 --weights fp32 --json $@
+# what a call costs that a recipe's phase exempts
+$(BENCH)/mistral-unpruned.json:
+	$(MEASURE) ops --architecture mistral-7b --tokens 16 --tokens 128 --tokens 512 --pattern 16:16 --weights fp32 --json $@
 $(BENCH)/smollm2.json:
 	$(MEASURE) ops --architecture smollm2 --weights fp32 --weights int4 --json $@
 $(BENCH)/decoder-%.json:

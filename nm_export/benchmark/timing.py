@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-_WARM_RUNS, _WARM_SECONDS = 17, 1.0
+_WARM_RUNS, _WARM_SECONDS = 25, 1.0
 
 
 class Clock(StrEnum):
@@ -41,7 +41,7 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Run every call until it is warm, then all in turn, `repeats` times.
 
-    Warm is what has buffers and caches, and has tried how many threads it wants (kernels/thread_choice.h): after 17
+    Warm is what has buffers and caches, and has timed the ways that it may take (kernels/timed_choice.h): after 25
     runs, or the first one that ends when a second is over.
 
     Args:

@@ -19,8 +19,8 @@ size_t kind_of_tokens(size_t tokens) {
   return power;
 }
 
-// Eighths of the channels that a token keeps: looked up in the first channels of the first one, since N:M and `phase` are
-// the same for all. Of one token all ways read just the kept channels.
+// Eighths of the channels that a token keeps: looked up in the first channels of the first one, since N:M and `phase`
+// are the same for all. Of one token every way reads just the kept channels.
 size_t kept_eighths(const SparseProduct& product) {
   constexpr size_t kSample = 1024;
   constexpr size_t kParts = 8;
@@ -34,14 +34,15 @@ size_t kept_eighths(const SparseProduct& product) {
 
 TimedChoice& choice_of(const InstructionSet& isa, const SparseProduct& product) {
   const Weight& weight = product.weight;
-  const std::array<size_t, 7> kind = {static_cast<size_t>(weight.type),
-                                      weight.block_size,
-                                      product.may_round,
-                                      product.channels,
-                                      weight.columns,
-                                      kind_of_tokens(product.tokens),
-                                      kept_eighths(product)};
-  using Kinds = std::map<std::pair<const char*, std::array<size_t, 7>>, TimedChoice>;
+  using Kind = std::array<size_t, 7>;
+  const Kind kind = {static_cast<size_t>(weight.type),
+                     weight.block_size,
+                     product.may_round,
+                     product.channels,
+                     weight.columns,
+                     kind_of_tokens(product.tokens),
+                     kept_eighths(product)};
+  using Kinds = std::map<std::pair<const char*, Kind>, TimedChoice>;
   static auto& kinds = *new Kinds;
   static auto& mutex = *new std::mutex;
   const std::lock_guard<std::mutex> lock(mutex);

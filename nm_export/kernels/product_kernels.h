@@ -78,9 +78,12 @@ struct ProductKernels {
   void (*add_rows[kWeightTypes])(const Weight& weight, size_t first_column, const Rows& add, const Rows& next,
                                  size_t columns, float* y);
 
-  // y[t, c] += sum over the rows r of `add` of x[t, r % kBlockChannels] * W[r, c] for all tokens of `input`, the rows of
-  // one block of channels; y has the columns of the weight. The rest is that of add_rows; add.value is not used.
-  // Indexed by WeightType.
+  // For so many tokens add_shared_rows loads a row once.
+  size_t shared_tokens;
+
+  // y[t, c] += sum over the rows r of `add`, of one block of channels, of x[t, r % kBlockChannels] * W[r, c], for all
+  // tokens of `input`, whose masks are not used; y has the columns of the weight. The rest is that of add_rows, and
+  // add.value is not used either. Indexed by WeightType.
   void (*add_shared_rows[kFloatTypes])(const Weight& weight, size_t first_column, const Rows& add,
                                        const BlockInput& input, const Rows& next, size_t columns, float* y);
 

@@ -218,6 +218,7 @@ constexpr ProductKernels product_kernels() {
           {add_rows<Lanes, float>, add_rows<Lanes, Float16>, add_rows<Lanes, BFloat16>,
            add_code_rows<Lanes, Codes, 8, true>, add_code_rows<Lanes, Codes, 8, false>,
            add_code_rows<Lanes, Codes, 4, true>, add_code_rows<Lanes, Codes, 4, false>},
+          tokens_together<Lanes>(),
           {add_shared_rows<Lanes, float>, add_shared_rows<Lanes, Float16>, add_shared_rows<Lanes, BFloat16>},
           kTileVectors * Lanes::kWidth,
           {pack_tile<Lanes, float>, pack_tile<Lanes, Float16>, pack_tile<Lanes, BFloat16>,

@@ -48,7 +48,7 @@ void prefetch_pieces(NextPieces<Stored>& next, size_t step) {
   }
 }
 
-template <class Lanes, class Stored, size_t kTokens>
+template <class Lanes, size_t kTokens, class Stored>
 void add_shared_columns(const SharedRows<Stored>& rows, size_t column, const float* x, NextPieces<Stored>& next,
                         size_t step, float* y, size_t stride) {
   using Float = typename Lanes::Float;
@@ -70,21 +70,12 @@ void add_shared_columns(const SharedRows<Stored>& rows, size_t column, const flo
   }
 }
 
-// All tokens of `input`.
-template <class Lanes, class Stored>
-void add_shared_columns(const SharedRows<Stored>& rows, size_t column, const BlockInput& input,
-                        NextPieces<Stored>& next, size_t step, float* y, size_t stride) {
-  using Add = void (*)(const SharedRows<Stored>&, size_t, const float*, NextPieces<Stored>&, size_t, float*, size_t);
-  constexpr Add kAdd[] = {add_shared_columns<Lanes, Stored, 1>, add_shared_columns<Lanes, Stored, 2>,
-                          add_shared_columns<Lanes, Stored, 3>, add_shared_columns<Lanes, Stored, 4>,
-                          add_shared_columns<Lanes, Stored, 5>, add_shared_columns<Lanes, Stored, 6>,
-                          add_shared_columns<Lanes, Stored, 7>, add_shared_columns<Lanes, Stored, 8>};
-  constexpr size_t kTogether = tokens_together<Lanes>();
-  NextPieces<Stored> none{};
-  for (size_t t = 0; t < input.tokens; t += kTogether) {
-    const size_t count = input.tokens - t < kTogether ? input.tokens - t : kTogether;
-    kAdd[count - 1](rows, column, input.x + t * kBlockChannels, t == 0 ? next : none, step, y + t * stride, stride);
-  }
+// Of up to kMost tokens.
+template <class Lanes, size_t kMost, class Stored>
+void add_shared_tokens(size_t tokens, const SharedRows<Stored>& rows, size_t column, const float* x,
+                       NextPieces<Stored>& next, size_t step, float* y, size_t stride) {
+  if (tokens == kMost) return add_shared_columns<Lanes, kMost>(rows, column, x, next, step, y, stride);
+  if constexpr (kMost > 1) add_shared_tokens<Lanes, kMost - 1>(tokens, rows, column, x, next, step, y, stride);
 }
 
 // Fewer columns than are summed up together, from copies.
@@ -104,7 +95,7 @@ void add_shared_rest(const SharedRows<Stored>& rows, size_t column, size_t count
   for (size_t t = 0; t < input.tokens; ++t, y += stride) {
     float sums[kColumns] = {};
     for (size_t c = 0; c < count; ++c) sums[c] = y[c];
-    add_shared_columns<Lanes, float, 1>(copies, 0, input.x + t * kBlockChannels, none, 0, sums, kColumns);
+    add_shared_columns<Lanes, 1>(copies, 0, input.x + t * kBlockChannels, none, 0, sums, kColumns);
     for (size_t c = 0; c < count; ++c) y[c] = sums[c];
   }
 }
@@ -112,6 +103,7 @@ void add_shared_rest(const SharedRows<Stored>& rows, size_t column, size_t count
 template <class Lanes, class Stored>
 void add_shared_rows(const Weight& weight, size_t first_column, const Rows& add, const BlockInput& input,
                      const Rows& next, size_t columns, float* y) {
+  constexpr size_t kTokens = tokens_together<Lanes>();
   constexpr size_t kColumns = columns_together<Lanes>();
   constexpr size_t kAtOnce = kLinesAtOnce * kCacheLine / sizeof(Stored);
   const auto* first = static_cast<const Stored*>(weight.data) + first_column;
@@ -125,14 +117,20 @@ void add_shared_rows(const Weight& weight, size_t first_column, const Rows& add,
   for (size_t i = 0; i < next.count; ++i) next_rows[i] = first + next.row[i] * weight.columns;
 
   NextPieces<Stored> pieces{};
+  NextPieces<Stored> none{};
   size_t c = 0;
   for (; c + kColumns <= columns; c += kColumns) {
-    const size_t place = c % kAtOnce;
+    const size_t place = c % kAtOnce;  // which the prefetches go along with
     if (place == 0) {
       const size_t wanted = columns - c < kAtOnce ? columns - c : kAtOnce;
       pieces = {next_rows, next.count, c, wanted, wanted / kColumns * rows.count, 0};
     }
-    add_shared_columns<Lanes>(rows, c, input, pieces, place / kColumns * rows.count, y + c, weight.columns);
+    const size_t step = place / kColumns * rows.count;
+    for (size_t t = 0; t < input.tokens; t += kTokens) {
+      const size_t tokens = input.tokens - t < kTokens ? input.tokens - t : kTokens;
+      add_shared_tokens<Lanes, kTokens>(tokens, rows, c, input.x + t * kBlockChannels, t == 0 ? pieces : none, step,
+                                        y + t * weight.columns + c, weight.columns);
+    }
   }
   if (c < columns) add_shared_rest<Lanes>(rows, c, columns - c, input, y + c, weight.columns);
 }

@@ -5,15 +5,15 @@
 namespace nm_export {
 namespace {
 
-// What is tried first, where both ways may be the faster one. Measured at 4096 x 1024 and 4096 x 4096 on AMD EPYC (Zen
-// 4). Up to so many tokens add rows each on its own:
+// Up to so many tokens add rows each on its own, and more of them share weights, as long as no times are known. Measured
+// at 4096 x 1024 and 4096 x 4096 on AMD EPYC (Zen 4).
 constexpr size_t kFewTokens = 3;
 constexpr size_t kFewTokensOfHalves = 8;
 constexpr size_t kFewTokensOfBytes = 5;
 constexpr size_t kFewTokensOfCodes = 8;
 
-// Of more tokens rows are not tried at all, neither each on its own nor shared ones: at 16 the former take twice as
-// long as tiles. Shared rows are dense, too, so that more than these need no dense tiles.
+// Of more tokens some ways are not tried. Rows each on its own took twice as long as tiles at 16, and so did shared rows
+// at 32; up to 16 these are the dense product.
 constexpr size_t kMostTokensByRows = 8;
 constexpr size_t kMostTokensByShared = 16;
 
@@ -24,7 +24,6 @@ constexpr size_t kRowColumns = 8192;
 // By tiles, the weights of a block of channels stay in the second-level cache, which the sums of a task's tokens pass
 // through. Integer tiles want as many blocks of columns as are rounded together.
 constexpr size_t kTileTaskColumns = 1024;
-constexpr size_t kSharedTaskBytes = 4096;  // of a row
 constexpr size_t kFewestIntegerTaskColumns = 1024;
 constexpr size_t kMostIntegerTaskColumns = 2048;
 constexpr size_t kTileTaskTokens = 256;
@@ -39,20 +38,15 @@ constexpr size_t kChannelTasks = 4;
 constexpr size_t kBlocksOfChannelTask = 8;
 constexpr size_t kMostTokensOfChannelTask = 32;
 
+// Shared rows are read from there column by column: of rows of 16 KB, of which 64 are all of that cache, 8 tokens took a
+// quarter longer.
+constexpr size_t kSharedTaskBytes = 4096;  // of a row
+
 // Columns of a task are a multiple of this, so that only the last ones of a row are not whole cache lines.
 constexpr size_t kColumnUnit = 64;
 
 // Products and sums of a task that are worth the start of another worker: some 10 microseconds.
 constexpr size_t kWorkOfTask = size_t{1} << 16;
-
-bool has_codes(const SparseProduct& product) { return product.weight.type >= WeightType::kInt8; }
-
-// Rows first where the tokens are few.
-Ways rows_or(Way other, size_t tokens, size_t few) {
-  if (tokens == 1) return {{Way::kRows}, 1};
-  if (tokens > few) return {{other, Way::kRows}, 2};
-  return {{Way::kRows, other}, 2};
-}
 
 }  // namespace
 
@@ -73,16 +67,20 @@ size_t stored_bits(WeightType type) {
 
 Ways ways_of(const InstructionSet& isa, const SparseProduct& product) {
   const size_t tokens = product.tokens;
-  if (!has_codes(product)) {
+  if (tokens == 1) return {{Way::kRows}, 1};
+  if (product.weight.type < WeightType::kInt8) {
     if (tokens > kMostTokensByShared) return {{Way::kTiles, Way::kDenseTiles}, 2};
     if (tokens > kMostTokensByRows) return {{Way::kTiles, Way::kSharedRows}, 2};
-    const bool halves = product.weight.type != WeightType::kFloat32;
-    return rows_or(Way::kSharedRows, tokens, halves ? kFewTokensOfHalves : kFewTokens);
+    const size_t few = product.weight.type == WeightType::kFloat32 ? kFewTokens : kFewTokensOfHalves;
+    if (tokens <= few) return {{Way::kRows, Way::kSharedRows, Way::kTiles}, 3};
+    if (isa.products->shared_tokens < kMostTokensByRows) return {{Way::kTiles, Way::kRows, Way::kSharedRows}, 3};
+    return {{Way::kSharedRows, Way::kRows, Way::kTiles}, 3};
   }
   if (product.may_round && isa.integers->tiles != nullptr) {
     if (tokens > kMostTokensByRows) return {{Way::kIntegerTiles}, 1};
-    const bool bytes = product.weight.type <= WeightType::kUInt8;
-    return rows_or(Way::kIntegerTiles, tokens, bytes ? kFewTokensOfBytes : kFewTokensOfCodes);
+    const size_t few = stored_bits(product.weight.type) == 8 ? kFewTokensOfBytes : kFewTokensOfCodes;
+    if (tokens <= few) return {{Way::kRows, Way::kIntegerTiles}, 2};
+    return {{Way::kIntegerTiles, Way::kRows}, 2};
   }
   // docs/semantics.md says when codes are multiplied as bytes; and as float32 the ways would round differently.
   return {{tokens <= kFewTokensOfCodes ? Way::kRows : Way::kTiles}, 1};
@@ -164,6 +162,23 @@ float* SparseMatMul::sums_of(const Task& task) const {
   const size_t numbers = product_.tokens * product_.weight.columns;
   float* const all = task.share == 0 ? product_.y : sums_ + (task.share - 1) * numbers;
   return all + task.first_token * product_.weight.columns + task.first_column;
+}
+
+void SparseMatMul::start_sums(const Task& task) const {
+  float* y = sums_of(task);
+  for (size_t t = 0; t < task.tokens; ++t, y += product_.weight.columns) std::fill_n(y, task.columns, 0.0f);
+}
+
+// Adds what y has besides sums over channels.
+void SparseMatMul::end_sums(const Task& task) const {
+  if (task.share != 0) return;
+  const float* bias = product_.bias + task.first_column;
+  const float* offset = product_.offset + task.first_column;
+  float* y = sums_of(task);
+  for (size_t t = 0; t < task.tokens; ++t, y += product_.weight.columns) {
+    const float shift = product_.token_shift[task.first_token + t];
+    for (size_t c = 0; c < task.columns; ++c) y[c] += shift * offset[c] + bias[c];
+  }
 }
 
 void SparseMatMul::run(size_t index, WorkerBuffers& buffers) const {

@@ -51,9 +51,10 @@ struct WorkerBuffers {
 // packed tiles, of which each takes its own rows, or all take all: the dense product.
 enum class Way { kRows, kSharedRows, kTiles, kDenseTiles, kIntegerTiles };
 
-// Ways that give the same sums, to the bit where these are finite. The first one is the fastest on the machines where it was measured.
+// Ways that give the same sums: to the bit, unless numbers are not finite or so small that they are not rounded to
+// codes. The first one is the fastest where it was measured.
 struct Ways {
-  std::array<Way, 2> way;
+  std::array<Way, 3> way;
   size_t count;
 };
 Ways ways_of(const InstructionSet& isa, const SparseProduct& product);

@@ -63,7 +63,8 @@ class TimedChoice {
     std::atomic<uint32_t> units[kTimes] = {};
   };
 
-  // The mean of the shorter half of the last times, so that interrupted calls do not count; forever where there is none.
+  // The mean of the shorter half of the last times, so that interrupted calls do not count; the longest time where there
+  // is none.
   uint64_t typical(size_t way) const {
     const size_t count = std::min<size_t>(times_[way].count.load(std::memory_order_relaxed), kTimes);
     if (count == 0) return kLongest;

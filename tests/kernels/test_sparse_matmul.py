@@ -136,6 +136,22 @@ def test_threads_change_nothing(tokens):
         assert_identical(multiply(create_session(sparse_matmul_model(), threads), values, weight), alone)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("kept", "tokens"), [(0.5, 2), (0.5, 5), (0.5, 12), (1, 12), (0.5, 40), (1, 40)])
+def test_no_call_differs_from_the_one_before(isa, weight_dtype, kept, tokens):
+    """However a call is computed, which is found out in the first ones."""
+    rng = np.random.default_rng(5)
+    values = rng.standard_normal((tokens, 640)).astype(np.float32) * (rng.random((tokens, 640)) < kept)
+    weight = rng.standard_normal((640, 1050)).astype(DTYPES[weight_dtype][0])
+    session = session_for(isa, "float32", weight_dtype, threads=2)
+    inputs = feeds(values, weight)
+    first = session.run(None, inputs)[0]
+    assert_follows_specification(first, values, weight, *(inputs[k] for k in ("bias", "token_shift", "offset")))
+    for _ in range(120):
+        assert_identical(session.run(None, inputs)[0], first)
+
+
 def test_one_session_in_many_threads():
     rng = np.random.default_rng(3)
     session = create_session(sparse_matmul_model(), 2)

@@ -25,7 +25,6 @@ struct Avx2Products {
   static float one(const BFloat16* source) { return widened(*source); }
   static void store(float* target, Float v) { _mm256_storeu_ps(target, v); }
   static Float broadcast(float value) { return _mm256_set1_ps(value); }
-  static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
   static uint32_t nonzero(Float v) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_NEQ_UQ)));

@@ -24,7 +24,6 @@ struct Avx512Products {
   static float one(const BFloat16* source) { return widened(*source); }
   static void store(float* target, Float v) { _mm512_storeu_ps(target, v); }
   static Float broadcast(float value) { return _mm512_set1_ps(value); }
-  static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static uint32_t nonzero(Float v) { return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }

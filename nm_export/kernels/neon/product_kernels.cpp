@@ -38,7 +38,6 @@ struct NeonProducts {
     vst1q_f32(target + 4, v.high);
   }
   static Float broadcast(float value) { return {vdupq_n_f32(value), vdupq_n_f32(value)}; }
-  static Float add(Float a, Float b) { return {vaddq_f32(a.low, b.low), vaddq_f32(a.high, b.high)}; }
   static Float fma(Float a, Float b, Float c) {
     return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
   }

@@ -31,9 +31,6 @@ struct PortableProducts {
   static Float broadcast(float value) {
     return each([=](size_t) { return value; });
   }
-  static Float add(const Float& a, const Float& b) {
-    return each([&](size_t i) { return a.at[i] + b.at[i]; });
-  }
   static Float fma(const Float& a, const Float& b, const Float& c) {
     return each([&](size_t i) { return a.at[i] * b.at[i] + c.at[i]; });
   }

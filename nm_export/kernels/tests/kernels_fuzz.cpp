@@ -369,7 +369,12 @@ ProductCall product_call(FuzzedDataProvider& data, WeightType type) {
     }
   }
   weight.data = call.codes.data();
-  if (!quantized) return call;
+  if (!quantized) {
+    for (size_t i = 0; i < count; ++i) {  // weights are finite, says the specification
+      if (!std::isfinite(slow::stored(weight, weight.data, i))) std::fill_n(&call.codes[i * bits / 8], bits / 8, 0);
+    }
+    return call;
+  }
   weight.block_size = block_size;
   weight.blocks = (weight.columns + block_size - 1) / block_size;
   call.scales.resize(call.channels * weight.blocks);
@@ -405,7 +410,6 @@ double rounding_error(const ProductCall& call, size_t token, size_t column) {
   return error;
 }
 
-// Rows where a value is 0 are left out: they may hold anything.
 void check_product(const ProductCall& call, const std::vector<float>& y, bool shifted, bool rounded, const char* by) {
   std::vector<double> row(call.channels);
   for (size_t c = 0; c < call.weight.columns; ++c) {
