@@ -114,7 +114,8 @@ int32_t sparse_matmul_part(const nm_export_sparse_matmul_arguments& a, size_t pa
   product.channels = a.channels;
   CallBuffers call_buffers;
   WorkerBuffers worker_buffers;
-  const SparseMatMul matmul(isa, product, ways_of(isa, product).way[0], parts, Cut::kColumns, call_buffers);
+  const SparseMatMul matmul(isa, product, ways_of(isa, product).way[0], paying_workers(product, parts), Cut::kColumns,
+                            call_buffers);
   for (size_t task = part; task < matmul.tasks(); task += parts) matmul.run(task, worker_buffers);
   return NM_EXPORT_OK;
 }

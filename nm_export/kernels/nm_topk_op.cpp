@@ -6,7 +6,6 @@
 #include <memory>
 #include <new>
 #include <string>
-#include <vector>
 
 #include "instruction_set.h"
 #include "nm_topk.h"
@@ -27,6 +26,7 @@ struct Kernel {
   const Api* api;
   ort::ElementType element_type;
   std::string node;  // for messages
+  NodeInputs inputs;
   Phase phase;
   NMTopK nm_topk;
   BufferPool<Workspace> workspaces;
@@ -78,8 +78,7 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
   const Api& api = *kernel.api;
   const NMTopKParameters& parameters = kernel.nm_topk.parameters();
 
-  const ort::Value* x = input(api, context, kX);
-  std::vector<int64_t> shape = shape_of(api, x);
+  const Shape shape = kernel.inputs.shape(context, kX);
   if (shape.empty())
     fail(api, ort::kInvalidArgument, kernel.node + ": x is a scalar; its last axis must hold the K channels");
   const int64_t channels = shape.back();
@@ -88,8 +87,11 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
          kernel.node + ": K = " + std::to_string(channels) +
              " channels is not a positive multiple of M = " + std::to_string(parameters.m));
   }
-  const float* score = vector_input(api, context, kScore, "score", channels, kernel.node, "x has K", "channels");
-  const float* shift = vector_input(api, context, kShift, "shift", channels, kernel.node, "x has K", "channels");
+  const auto vector = [&](size_t index, const char* name) {
+    return kernel.inputs.vector(context, index, name, channels, "x has K", "channels");
+  };
+  const float* score = vector(kScore, "score");
+  const float* shift = vector(kShift, "shift");
 
   size_t tokens = 1;
   for (size_t axis = 0; axis + 1 < shape.size(); ++axis) tokens *= static_cast<size_t>(shape[axis]);
@@ -98,9 +100,9 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
 
   ort::Value* values = nullptr;
   check(api.KernelContext_GetOutput(context, kValues, shape.data(), shape.size(), &values));
-  shape.back() = 1;
+  const Shape token_shape = shape.with_last(1);
   ort::Value* token_shift = nullptr;
-  check(api.KernelContext_GetOutput(context, kTokenShift, shape.data(), shape.size(), &token_shift));
+  check(api.KernelContext_GetOutput(context, kTokenShift, token_shape.data(), token_shape.size(), &token_shift));
   if (tokens == 0) return;
 
   const auto channel_count = static_cast<size_t>(channels);
@@ -108,7 +110,7 @@ void compute(Kernel& kernel, ort::KernelContext* context) {
   const size_t tokens_per_chunk = (kCostOfChunk + cost - 1) / cost;
   const size_t chunks = (tokens + tokens_per_chunk - 1) / tokens_per_chunk;
   Job<T> job{kernel,
-             data_of<const T>(api, x),
+             data_of<const T>(api, kernel.inputs.value(context, kX)),
              score,
              shift,
              data_of<T>(api, values),
@@ -141,8 +143,13 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
     if (isa.kernels == nullptr) fail(api, ort::kInvalidArgument, node + ": " + isa.error);
     const NMTopKParameters parameters{static_cast<int>(n), static_cast<int>(m), static_cast<ShiftMode>(shift_mode),
                                       variance_correction == 1, strided == 1};
-    *kernel =
-        new Kernel{self.api, self.inputs[kX], node, static_cast<Phase>(phase), NMTopK(parameters, *isa.kernels), {}};
+    *kernel = new Kernel{self.api,
+                         self.inputs[kX],
+                         node,
+                         NodeInputs(api, info, node, self.inputs.size()),
+                         static_cast<Phase>(phase),
+                         NMTopK(parameters, *isa.kernels),
+                         {}};
   });
 }
 

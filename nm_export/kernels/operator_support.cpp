@@ -41,40 +41,59 @@ int64_t int_attribute(const Api& api, const ort::KernelInfo* info, const std::st
   return value;
 }
 
-const ort::Value* input(const Api& api, const ort::KernelContext* context, size_t index) {
-  const ort::Value* value = nullptr;
-  check(api.KernelContext_GetInput(context, index, &value));
-  return value;
-}
-
-std::vector<int64_t> shape_of(const Api& api, const ort::Value* value) {
+Shape shape_of(const Api& api, const ort::Value* value, const std::string& node) {
   ort::TensorTypeAndShapeInfo* info = nullptr;
   check(api.GetTensorTypeAndShape(value, &info));
   const std::unique_ptr<ort::TensorTypeAndShapeInfo, void (*)(ort::TensorTypeAndShapeInfo*)> owner(
       info, api.ReleaseTensorTypeAndShapeInfo);
   size_t rank = 0;
   check(api.GetDimensionsCount(info, &rank));
-  std::vector<int64_t> shape(rank);
-  if (rank > 0) check(api.GetDimensions(info, shape.data(), rank));
+  if (rank > Shape::kMostAxes) {
+    fail(api, ort::kNotImplemented,
+         node + ": a tensor has " + std::to_string(rank) + " axes; it may have up to " +
+             std::to_string(Shape::kMostAxes));
+  }
+  Shape shape;
+  shape.rank_ = rank;
+  if (rank > 0) check(api.GetDimensions(info, shape.sizes_, rank));
   return shape;
 }
 
-std::string shape_text(const std::vector<int64_t>& shape) {
+std::string shape_text(const Shape& shape) {
   std::string text;
   for (const int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
   return "[" + text + "]";
 }
 
-const float* vector_input(const Api& api, const ort::KernelContext* context, size_t index, const char* name,
-                          int64_t size, const std::string& node, const char* owner, const char* unit) {
-  const ort::Value* value = input(api, context, index);
-  const std::vector<int64_t> shape = shape_of(api, value);
-  if (shape.size() != 1 || shape[0] != size) {
-    fail(api, ort::kInvalidArgument,
-         node + ": " + name + " has shape " + shape_text(shape) + "; " + owner + " = " + std::to_string(size) + " " +
+NodeInputs::NodeInputs(const Api& api, const ort::KernelInfo* info, const std::string& node, size_t count)
+    : api_(api), node_(node), constants_(count) {
+  for (size_t index = 0; index < count; ++index) {
+    int is_constant = 0;
+    const ort::Value* value = nullptr;
+    check(api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
+    if (is_constant != 0 && value != nullptr) constants_[index] = shape_of(api, value, node);
+  }
+}
+
+Shape NodeInputs::shape(const ort::KernelContext* context, size_t index) const {
+  return constants_[index].has_value() ? *constants_[index] : shape_of(api_, value(context, index), node_);
+}
+
+const ort::Value* NodeInputs::value(const ort::KernelContext* context, size_t index) const {
+  const ort::Value* value = nullptr;
+  check(api_.KernelContext_GetInput(context, index, &value));
+  return value;
+}
+
+const float* NodeInputs::vector(const ort::KernelContext* context, size_t index, const char* name, int64_t size,
+                                const char* owner, const char* unit) const {
+  const Shape found = shape(context, index);
+  if (found != Shape{size}) {
+    fail(api_, ort::kInvalidArgument,
+         node_ + ": " + name + " has shape " + shape_text(found) + "; " + owner + " = " + std::to_string(size) + " " +
              unit + ", so it must be [" + std::to_string(size) + "]");
   }
-  return data_of<const float>(api, value);
+  return data_of<const float>(api_, value(context, index));
 }
 
 bool NamedShape::is_known() const {

@@ -1,12 +1,15 @@
 // What the operators share: failures, and how they read their node and its tensors.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -48,12 +51,63 @@ int64_t int_attribute(const ort::Api& api, const ort::KernelInfo* info, const st
                       int64_t smallest, int64_t largest,
                       int64_t otherwise = std::numeric_limits<int64_t>::min());
 
-const ort::Value* input(const ort::Api& api, const ort::KernelContext* context, size_t index);
+// The sizes of a tensor's axes, where they are: reading one allocates nothing here.
+class Shape {
+ public:
+  static constexpr size_t kMostAxes = 16;
 
-std::vector<int64_t> shape_of(const ort::Api& api, const ort::Value* value);
+  Shape() = default;
+  Shape(std::initializer_list<int64_t> sizes) : rank_(sizes.size()) { std::copy(sizes.begin(), sizes.end(), sizes_); }
+
+  size_t size() const { return rank_; }
+  bool empty() const { return rank_ == 0; }
+  int64_t operator[](size_t axis) const { return sizes_[axis]; }
+  int64_t back() const { return sizes_[rank_ - 1]; }
+  const int64_t* data() const { return sizes_; }
+  const int64_t* begin() const { return sizes_; }
+  const int64_t* end() const { return sizes_ + rank_; }
+  bool operator==(const Shape& other) const { return std::equal(begin(), end(), other.begin(), other.end()); }
+  bool operator!=(const Shape& other) const { return !(*this == other); }
+
+  // The same but for the last axis.
+  Shape with_last(int64_t size) const {
+    Shape changed = *this;
+    changed.sizes_[rank_ - 1] = size;
+    return changed;
+  }
+
+ private:
+  friend Shape shape_of(const ort::Api& api, const ort::Value* value, const std::string& node);
+
+  size_t rank_ = 0;
+  int64_t sizes_[kMostAxes] = {};
+};
+
+// Of a tensor of a node, which is named where the tensor has more than kMostAxes axes.
+Shape shape_of(const ort::Api& api, const ort::Value* value, const std::string& node);
 
 // "[2, 3]"
-std::string shape_text(const std::vector<int64_t>& shape);
+std::string shape_text(const Shape& shape);
+
+// The inputs of a node. Shapes of constants of the model are read once, when it is opened: ONNX Runtime allocates for
+// every answer.
+class NodeInputs {
+ public:
+  NodeInputs(const ort::Api& api, const ort::KernelInfo* info, const std::string& node, size_t count);
+
+  Shape shape(const ort::KernelContext* context, size_t index) const;
+  const ort::Value* value(const ort::KernelContext* context, size_t index) const;
+
+  // The data of an input that must have the shape [size], because, in words, `owner` = size `unit`: "x has K = 8
+  // channels".
+  const float* vector(const ort::KernelContext* context, size_t index, const char* name, int64_t size,
+                      const char* owner, const char* unit) const;
+
+ private:
+  const ort::Api& api_;
+  std::string node_;
+  std::vector<std::optional<Shape>> constants_;
+};
 
 template <class T>
 T* data_of(const ort::Api& api, const ort::Value* value) {
@@ -62,11 +116,6 @@ T* data_of(const ort::Api& api, const ort::Value* value) {
   check(api.GetTensorMutableData(const_cast<ort::Value*>(value), &data));
   return static_cast<T*>(data);
 }
-
-// The data of an input that must have the shape [size], because, in words, `owner` = size `unit`: "x has K = 8
-// channels".
-const float* vector_input(const ort::Api& api, const ort::KernelContext* context, size_t index, const char* name,
-                          int64_t size, const std::string& node, const char* owner, const char* unit);
 
 // A shape during inference: -1 where an axis is not known, and its name there.
 struct NamedShape {

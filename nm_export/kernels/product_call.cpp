@@ -7,7 +7,6 @@
 #include <optional>
 #include <thread>
 #include <utility>
-#include <vector>
 
 #include "product_choices.h"
 #include "sparse_matmul.h"
@@ -62,14 +61,15 @@ bool is_short(const SparseProduct& product) {
 
 void run(const ProductNode& node, const SparseProduct& product, CallBuffers& buffers, ort::KernelContext* context) {
   const Ways ways = ways_of(node.isa, product);
-  const size_t by_threads = node.workers > 1 && is_short(product) ? 2 : 1;
+  const size_t paying = paying_workers(product, node.workers);
+  const size_t by_threads = paying > 1 && is_short(product) ? 2 : 1;
   std::optional<TimedCall> timed;
   if (ways.count * by_threads > 1) timed.emplace(choice_of(node.isa, product), ways.count * by_threads, product.tokens);
   const size_t chosen = timed.has_value() ? timed->way() : 0;
-  const size_t workers = chosen % by_threads == 1 ? 1 : node.workers;
+  const size_t workers = chosen % by_threads == 1 ? 1 : paying;
   const SparseMatMul matmul(node.isa, product, ways.way[chosen / by_threads], workers, Cut::kChannels, buffers);
   Job job{matmul};
-  if (matmul.workers() == 1) {
+  if (workers == 1) {
     for (size_t task = 0; task < matmul.tasks(); ++task) job.run(task);
   } else {
     // A batch is what a thread takes at once: so the caller does what a thread that wakes up late leaves.
@@ -89,16 +89,14 @@ ProductNode make_product_node(const Operator& op, const ort::KernelInfo* info) {
   if (isa.products == nullptr) fail(api, ort::kInvalidArgument, name + ": " + isa.error);
   // The size of ONNX Runtime's pool is not told; more tasks than it has threads cost little.
   const size_t workers = std::max(1u, std::thread::hardware_concurrency());
-  return {op.api, op.inputs[kValuesInput], name, isa, workers};
+  return {op.api, op.inputs[kValuesInput], name, NodeInputs(api, info, name, op.inputs.size()), isa, workers};
 }
 
 ProductShapes product_shapes(const ProductNode& node, const ort::KernelContext* context) {
-  const Api& api = *node.api;
-  ProductShapes shapes{shape_of(api, input(api, context, kValuesInput)),
-                       shape_of(api, input(api, context, kWeightInput))};
+  const ProductShapes shapes{node.inputs.shape(context, kValuesInput), node.inputs.shape(context, kWeightInput)};
   const auto& [values, weight] = shapes;
   if (values.empty() || weight.size() != 2 || values.back() != weight[0] || values.back() == 0) {
-    fail(api, ort::kInvalidArgument,
+    fail(*node.api, ort::kInvalidArgument,
          node.name + ": values has shape " + shape_text(values) + " and weight " + shape_text(weight) +
              "; they must be [..., K] and [K, O] with K > 0");
   }
@@ -110,7 +108,7 @@ void multiply(const ProductNode& node, ort::KernelContext* context, const Produc
   const Api& api = *node.api;
   const int64_t columns = shapes.weight[1];
   const auto vector = [&](size_t index, const char* name) {
-    return vector_input(api, context, index, name, columns, node.name, "weight has O", "columns");
+    return node.inputs.vector(context, index, name, columns, "weight has O", "columns");
   };
   SparseProduct product{};
   product.weight = weight;
@@ -118,27 +116,24 @@ void multiply(const ProductNode& node, ort::KernelContext* context, const Produc
   product.bias = vector(bias_input, "bias");
   product.offset = vector(bias_input + 2, "offset");
 
-  std::vector<int64_t> token_shape = shapes.values;
-  token_shape.back() = 1;
-  const ort::Value* token_shift = input(api, context, bias_input + 1);
-  const std::vector<int64_t> actual_token_shape = shape_of(api, token_shift);
+  const Shape token_shape = shapes.values.with_last(1);
+  const Shape actual_token_shape = node.inputs.shape(context, bias_input + 1);
   if (actual_token_shape != token_shape) {
     fail(api, ort::kInvalidArgument,
          node.name + ": token_shift has shape " + shape_text(actual_token_shape) + "; values has shape " +
              shape_text(shapes.values) + ", so it must be " + shape_text(token_shape));
   }
-  product.token_shift = data_of<const float>(api, token_shift);
+  product.token_shift = data_of<const float>(api, node.inputs.value(context, bias_input + 1));
   product.channels = static_cast<size_t>(shapes.values.back());
   product.tokens = 1;
   for (const int64_t size : token_shape) product.tokens *= static_cast<size_t>(size);
 
-  std::vector<int64_t> shape = shapes.values;
-  shape.back() = columns;
+  const Shape shape = shapes.values.with_last(columns);
   ort::Value* y = nullptr;
   check(api.KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &y));
   if (product.tokens == 0 || columns == 0) return;
 
-  const ort::Value* values = input(api, context, kValuesInput);
+  const ort::Value* values = node.inputs.value(context, kValuesInput);
   std::unique_ptr<OpBuffers> buffers = pools().ops.take();
   if (node.value_type == ort::kFloat) {
     product.values = data_of<const float>(api, values);

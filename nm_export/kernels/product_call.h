@@ -15,6 +15,7 @@ struct ProductNode {
   const ort::Api* api;
   ort::ElementType value_type;
   std::string name;  // "NMSparseMatMul node 'name'", for messages
+  NodeInputs inputs;
   InstructionSet isa;
   size_t workers;
 };
@@ -27,8 +28,8 @@ constexpr size_t kWeightInput = 1;
 
 // Shapes of values [..., K] and of the weight [K, O], which fit each other.
 struct ProductShapes {
-  std::vector<int64_t> values;
-  std::vector<int64_t> weight;
+  Shape values;
+  Shape weight;
 };
 
 ProductShapes product_shapes(const ProductNode& node, const ort::KernelContext* context);

@@ -86,16 +86,20 @@ Ways ways_of(const InstructionSet& isa, const SparseProduct& product) {
   return {{tokens <= kFewTokensOfCodes ? Way::kRows : Way::kTiles}, 1};
 }
 
+// Half of the channels are kept in the usual patterns.
+size_t paying_workers(const SparseProduct& product, size_t workers) {
+  const size_t work = product.tokens * ceil_div(product.channels, 2) * product.weight.columns;
+  return std::max<size_t>(1, std::min(workers, work / kWorkOfTask));
+}
+
 SparseMatMul::SparseMatMul(const InstructionSet& isa, const SparseProduct& product, Way way, size_t workers, Cut cut,
                            CallBuffers& buffers)
     : kernels_(*isa.products),
       integers_(*isa.integers),
       product_(product),
       blocks_(ceil_div(product.channels, kBlockChannels)),
-      way_(way) {
-  // Half of the channels are kept in the usual patterns.
-  const size_t work = product.tokens * ceil_div(product.channels, 2) * product.weight.columns;
-  workers_ = std::max<size_t>(1, std::min(workers, work / kWorkOfTask));
+      way_(way),
+      workers_(workers) {
   const size_t widest = widest_task();
   if (cut == Cut::kChannels && product.tokens <= kMostTokensOfChannelTask) {
     // By the shape alone, so that sums do not depend on the workers, and alike in all ways.

@@ -59,6 +59,9 @@ struct Ways {
 };
 Ways ways_of(const InstructionSet& isa, const SparseProduct& product);
 
+// How many workers pay.
+size_t paying_workers(const SparseProduct& product, size_t workers);
+
 // What tasks of few tokens may have for their own: columns of y, or some of the channels that are summed up in them,
 // too. Whole rows are read faster than pieces of them, but then `finish` has to add sums.
 enum class Cut { kColumns, kChannels };
@@ -68,14 +71,11 @@ enum class Cut { kColumns, kChannels };
 class SparseMatMul {
  public:
   // `product` has at least one token, channel and column, and `way` is one of its ways. Its pointers and `buffers`
-  // outlive this object. `workers` is how many tasks may run at once. Throws std::bad_alloc.
+  // outlive this object. `workers` is how many tasks run at once. Throws std::bad_alloc.
   SparseMatMul(const InstructionSet& isa, const SparseProduct& product, Way way, size_t workers, Cut cut,
                CallBuffers& buffers);
 
   size_t tasks() const { return column_tasks_ * channel_tasks_ * token_tasks_; }
-
-  // How many workers pay.
-  size_t workers() const { return workers_; }
 
   // Computes what belongs to a task. Throws std::bad_alloc when the buffers cannot grow.
   void run(size_t task, WorkerBuffers& buffers) const;
@@ -125,7 +125,7 @@ class SparseMatMul {
   const SparseProduct product_;
   const size_t blocks_;
   const Way way_;
-  size_t workers_ = 1;
+  const size_t workers_;
   size_t columns_per_task_ = 0;
   size_t column_tasks_ = 0;
   size_t channel_tasks_ = 1;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "product_call.h"
 
@@ -62,13 +61,13 @@ bool may_round(const Api& api, const ort::KernelInfo* info, const std::string& n
 }
 
 // The unused half of the last byte counts too: ONNX says that it is 0.
-bool has_constant_zeros(const Api& api, const ort::KernelInfo* info, WeightType type) {
+bool has_constant_zeros(const Api& api, const ort::KernelInfo* info, const std::string& node, WeightType type) {
   int is_constant = 0;
   const ort::Value* zero_points = nullptr;
   check(api.KernelInfoGetConstantInput_tensor(info, kZeroPoints, &is_constant, &zero_points));
   if (is_constant == 0 || zero_points == nullptr) return false;
   size_t count = 1;
-  for (const int64_t size : shape_of(api, zero_points)) count *= static_cast<size_t>(size);
+  for (const int64_t size : shape_of(api, zero_points, node)) count *= static_cast<size_t>(size);
   const auto* bytes = data_of<const uint8_t>(api, zero_points);
   const size_t size = has_4_bits(type) ? (count + 1) / 2 : count;
   return std::all_of(bytes, bytes + size, [](uint8_t byte) { return byte == 0; });
@@ -76,17 +75,16 @@ bool has_constant_zeros(const Api& api, const ort::KernelInfo* info, WeightType 
 
 // The data of an input that must have one number for each block of the weight.
 const void* block_input(const Kernel& kernel, const ort::KernelContext* context, size_t index, const char* name,
-                        const std::vector<int64_t>& expected) {
+                        const Shape& expected) {
   const Api& api = *kernel.node.api;
-  const ort::Value* value = input(api, context, index);
-  const std::vector<int64_t> shape = shape_of(api, value);
+  const Shape shape = kernel.node.inputs.shape(context, index);
   if (shape != expected) {
     fail(api, ort::kInvalidArgument,
          kernel.node.name + ": " + name + " has shape " + shape_text(shape) + "; weight has K = " +
              std::to_string(expected[0]) + " rows and blocks of " + std::to_string(kernel.block_size) +
              " columns, so it must be " + shape_text(expected));
   }
-  return data_of<const void>(api, value);
+  return data_of<const void>(api, kernel.node.inputs.value(context, index));
 }
 
 void compute(const Kernel& kernel, ort::KernelContext* context) {
@@ -99,10 +97,10 @@ void compute(const Kernel& kernel, ort::KernelContext* context) {
              " columns of 4 bits; O must be even, so that every row begins at a byte");
   }
   const int64_t blocks = (columns + kernel.block_size - 1) / kernel.block_size;
-  const std::vector<int64_t> per_block = {shapes.weight[0], blocks};
+  const Shape per_block = {shapes.weight[0], blocks};
   Weight weight{};
   weight.type = kernel.type;
-  weight.data = data_of<const void>(api, input(api, context, kWeightInput));
+  weight.data = data_of<const void>(api, kernel.node.inputs.value(context, kWeightInput));
   weight.columns = static_cast<size_t>(columns);
   weight.scales = static_cast<const float*>(block_input(kernel, context, kScales, "scales", per_block));
   weight.zero_points = block_input(kernel, context, kZeroPoints, "zero_points", per_block);
@@ -119,7 +117,7 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
     ProductNode node = make_product_node(self, info);
     const WeightType type = weight_type_of(self.inputs[kWeightInput]);
     const std::string name = node.name;
-    *kernel = new Kernel{std::move(node), type, block_size_of(api, info, name), has_constant_zeros(api, info, type),
+    *kernel = new Kernel{std::move(node), type, block_size_of(api, info, name), has_constant_zeros(api, info, name, type),
                          may_round(api, info, name)};
   });
 }

@@ -32,7 +32,7 @@ void compute(const Kernel& kernel, ort::KernelContext* context) {
   const Api& api = *kernel.node.api;
   Weight weight{};
   weight.type = kernel.weight_type;
-  weight.data = data_of<const void>(api, input(api, context, kWeightInput));
+  weight.data = data_of<const void>(api, kernel.node.inputs.value(context, kWeightInput));
   weight.columns = static_cast<size_t>(shapes.weight[1]);
   multiply(kernel.node, context, shapes, weight, kBiasInput, false);
 }

@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
-from onnx import GraphProto, ModelProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper
 
 from tests.kernels.sessions import DTYPES
 
@@ -33,6 +33,16 @@ def sparse_matmul_model(
     inputs = [helper.make_tensor_value_info(i, outside[i], values_shape if i == "values" else None) for i in INPUTS]
     outputs = [helper.make_tensor_value_info("y", outside["y"], None)]
     return make_model(helper.make_graph(nodes, "one_node", inputs, outputs)).SerializeToString()
+
+
+def with_constants(model: bytes, constants: dict[str, np.ndarray]) -> bytes:
+    """The model with some inputs of its graph made constants."""
+    changed = ModelProto.FromString(model)
+    fed = [i for i in changed.graph.input if i.name not in constants]
+    del changed.graph.input[:]
+    changed.graph.input.extend(fed)
+    changed.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    return changed.SerializeToString()
 
 
 def make_model(graph: GraphProto) -> ModelProto:

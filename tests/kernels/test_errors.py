@@ -52,6 +52,14 @@ def test_bad_shapes_are_refused_when_the_model_runs(x, score, shift, sentence):
     assert values.tolist() == [[0, 0, 2, 3, 0, 0, 6, 7]]
 
 
+def test_more_axes_than_shapes_have_room_for():
+    session = create_session(nm_topk_model(name="proj"))
+    ones = np.ones(4, np.float32)
+    assert run(session, np.ones((1,) * 15 + (4,), np.float32), ones, 0 * ones)[0].shape == (1,) * 15 + (4,)
+    with pytest.raises(Exception, match="NMTopK node 'proj': a tensor has 17 axes; it may have up to 16"):
+        run(session, np.ones((1,) * 16 + (4,), np.float32), ones, 0 * ones)
+
+
 def test_a_pattern_is_checked_even_in_a_call_that_is_not_pruned():
     session = create_session(nm_topk_model(phase=2))
     with pytest.raises(Exception, match="K = 6 channels is not a positive multiple of M = 4"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.kernels.matmul_sessions import TYPES, feeds, multiply, sparse_matmul_model
+from tests.kernels.matmul_sessions import TYPES, feeds, multiply, sparse_matmul_model, with_constants
 from tests.kernels.sessions import DTYPES, assert_identical, create_session, instruction_set, supported_instruction_sets
 
 ISAS = ["portable", "avx2", "avx512"]
@@ -205,6 +205,23 @@ def test_bad_shapes_are_refused_in_one_sentence(shapes, sentence):
         session.run(None, arrays)
     assert sentence in str(caught.value)
     assert session.run(None, feeds(np.ones((2, 8), np.float32), np.ones((8, 6), np.float32)))[0].sum() == 96
+
+
+@pytest.mark.parametrize(("bias", "sentence"), [((6,), None), ((5,), "bias has shape [5]; weight has O = 6 columns")])
+def test_shapes_of_constants_are_checked_too(bias, sentence):
+    """These are read when the model is opened."""
+    constants = {"weight": np.ones((8, 6), np.float32), "bias": np.ones(bias, np.float32)}
+    session = create_session(with_constants(sparse_matmul_model(), constants))
+    inputs = feeds(np.ones((2, 8), np.float32), np.ones((8, 6), np.float32))
+    for name in constants:
+        del inputs[name]
+    if sentence is None:
+        assert (session.run(None, inputs)[0] == 9).all()
+        return
+    for _ in range(2):
+        with pytest.raises(Exception, match="NMSparseMatMul node") as caught:
+            session.run(None, inputs)
+        assert sentence in str(caught.value)
 
 
 def test_an_unknown_instruction_set_is_refused():
