@@ -65,6 +65,9 @@ struct IntegerKernels {
   void (*add_rows[4])(const Weight& weight, size_t first_column, const Rows& add, const Rows& next, size_t columns,
                       float* y);
 
+  // The same as float32, for columns of one block: where the values cannot be rounded.
+  void (*add_unrounded[4])(const Weight& weight, size_t first_column, const Rows& add, size_t columns, float* y);
+
   // Null where tiles of float32 are faster.
   const IntegerTileKernels* tiles;
 };

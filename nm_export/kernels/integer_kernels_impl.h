@@ -185,6 +185,21 @@ class Rounder {
   float scales_[kBlockChannels][kStretchBlocks];
 };
 
+template <size_t kBits, bool kSigned>
+void add_unrounded(const Weight& weight, size_t first_column, const Rows& add, size_t columns, float* y) {
+  using Format = CodeFormat<kBits, kSigned, true>;
+  for (size_t i = 0; i < add.count; ++i) {
+    const size_t row = add.row[i];
+    const auto* codes = static_cast<const uint8_t*>(weight.data) + (row * weight.columns + first_column) * kBits / 8;
+    const size_t block = row * weight.blocks + first_column / weight.block_size;
+    const int zero_point = weight.zero_points == nullptr ? 0 : Format::code(weight.zero_points, block);
+    for (size_t c = 0; c < columns; ++c) {
+      const auto integer = static_cast<float>(Format::code(codes, c) - zero_point);
+      y[c] += add.value[i] * (weight.scales[block] * integer);
+    }
+  }
+}
+
 // Dots has
 //
 //   Rounder    does what the one above does
@@ -197,7 +212,6 @@ class Rounder {
 template <class Dots, size_t kBits, bool kSigned>
 void add_rounded_rows(const Weight& weight, size_t first_column, const Rows& add, const Rows& next, size_t columns,
                       float* y) {
-  using Format = CodeFormat<kBits, kSigned, true>;
   constexpr size_t kStep = Dots::kStep;
   const auto* codes = static_cast<const uint8_t*>(weight.data);
   const auto at = [&](size_t channel) { return codes + (channel * weight.columns + first_column) * kBits / 8; };
@@ -265,14 +279,7 @@ void add_rounded_rows(const Weight& weight, size_t first_column, const Rows& add
       if ((rounded.unrounded >> b & 1u) == 0) continue;
       const size_t first = start + b * weight.block_size;
       const size_t last = first + weight.block_size < end ? first + weight.block_size : end;
-      for (size_t i = 0; i < rows.count; ++i) {
-        const size_t block = rows.block[i] + first_block + b;
-        const int zero_point = weight.zero_points == nullptr ? 0 : Format::code(weight.zero_points, block);
-        for (size_t k = first; k < last; ++k) {
-          const auto integer = static_cast<float>(Format::code(rows.codes[i], k) - zero_point);
-          y[k] += rows.value[i] * (weight.scales[block] * integer);
-        }
-      }
+      add_unrounded<kBits, kSigned>(weight, first_column + first, add, last - first, y + first);
     }
   }
 }
@@ -314,6 +321,7 @@ template <template <size_t, bool> class Dots>
 constexpr IntegerKernels integer_kernels(const IntegerTileKernels* tiles) {
   return {{add_rounded_rows<Dots<8, true>, 8, true>, add_rounded_rows<Dots<8, false>, 8, false>,
            add_rounded_rows<Dots<4, true>, 4, true>, add_rounded_rows<Dots<4, false>, 4, false>},
+          {add_unrounded<8, true>, add_unrounded<8, false>, add_unrounded<4, true>, add_unrounded<4, false>},
           tiles};
 }
 

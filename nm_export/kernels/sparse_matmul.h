@@ -51,8 +51,7 @@ struct WorkerBuffers {
 // packed tiles, of which each takes its own rows, or all take all: the dense product.
 enum class Way { kRows, kSharedRows, kTiles, kDenseTiles, kIntegerTiles };
 
-// Ways that give the same sums: to the bit, unless numbers are not finite or so small that they are not rounded to
-// codes. The first one is the fastest where it was measured.
+// Ways that give the same sums, to the bit where they are finite. The first one is the fastest where it was measured.
 struct Ways {
   std::array<Way, 3> way;
   size_t count;

@@ -63,11 +63,10 @@ void SparseMatMul::add_integer_tiles(const Task& task, WorkerBuffers& buffers) c
 // Adds the blocks of columns whose bits are set as float32.
 void SparseMatMul::add_unrounded(const Part& part, const Rows& kept, uint32_t blocks, float* y) const {
   const Weight& weight = product_.weight;
-  const auto add = kernels_.add_rows[static_cast<size_t>(weight.type)];
+  const auto add = integers_.add_unrounded[code_type()];
   for (size_t c = 0; c < part.columns; c += weight.block_size, blocks >>= 1) {
     if ((blocks & 1u) == 0) continue;
-    add(weight, part.first_column + c, kept, Rows{nullptr, nullptr, 0}, std::min(weight.block_size, part.columns - c),
-        y + c);
+    add(weight, part.first_column + c, kept, std::min(weight.block_size, part.columns - c), y + c);
   }
 }
 

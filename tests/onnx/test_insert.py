@@ -25,8 +25,8 @@ def test_graph_computes_what_torch_computes(name, method, kernel, tokenizer_dir,
     assert largest_difference(path, model) < 1e-5
 
 
-def test_layers_that_are_dense_in_one_phase_keep_the_dense_product(tokenizer_dir, tmp_path):
-    model = sparse(pattern="2:4", overrides=[{"modules": "*.down_proj", "phase": "decode"}])
+def test_small_layers_that_prune_prompts_only_keep_the_dense_product(tokenizer_dir, tmp_path):
+    model = sparse(pattern="2:4", overrides=[{"modules": "*.down_proj", "phase": "prefill"}])
     _, nodes, _ = load(exported(model, tokenizer_dir, tmp_path, kernel="auto"))
     kinds = {name: node.op_type for name, node in nodes.items() if name.endswith("proj/MatMul")}
     assert {kind for name, kind in kinds.items() if "down_proj" in name} == {"MatMul"}

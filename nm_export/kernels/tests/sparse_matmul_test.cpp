@@ -191,6 +191,9 @@ void test_ways(const InstructionSet& isa, std::mt19937& random) {
   for (size_t i = 0; !is_float && i < stored.size(); ++i) stored[i] = static_cast<unsigned char>(random());
   for (std::vector<float>* vector : {&values, &scales, &bias, &offset, &token_shift}) fill(*vector);
   for (float& value : values) value = random() % 2 == 0 ? 0.0f : value;
+  if (random() % 8 == 0) {  // smaller than what is rounded, but for some
+    for (float& value : values) value *= random() % 64 == 0 ? 1.0f : 0x1p-110f;
+  }
 
   Weight matrix{};
   matrix.type = type;
