@@ -19,8 +19,8 @@ where the kept share is below its efficiency, half of the first column. At 64 to
 4 to 16 tokens, which need nearly every row and are few to share what packing it costs, it may lose 10 % on narrow
 weights. A graph serves all lengths, so single tokens, where there is most to gain, decide.
 
-Calls that `phase` exempts take the operator too. The same ratio where nothing is pruned (the same command with `--pattern
-16:16` and so on, AMD EPYC, Zen 4):
+Calls that `phase` exempts take the operator too. The same ratio where nothing is pruned, by tokens, and where little is
+(`--pattern 16:16` and so on; AMD EPYC, Zen 4):
 
     K x O          16:16, 1   8     64    128 tokens     12:16, 128   14:16, 128
     576 x 192      0.80       1.16  0.82  0.82           0.90         0.84
@@ -32,8 +32,8 @@ Calls that `phase` exempts take the operator too. The same ratio where nothing i
     4096 x 14336   1.16       1.26        0.97           1.10         0.95
     14336 x 4096   1.18       1.25        0.98           1.12         0.98
 
-So a product that prunes single tokens only loses up to a sixth of the time of prompts and gains what the first table says,
-and one that prunes prompts only pays where weights are large.
+So a product that prunes single tokens only loses up to a fifth of the time of prompts and gains what the first table
+says, and one that prunes prompts only pays where weights are large.
 """
 
 from nm_export.modeling.modeling_nm_sparse import PHASES
