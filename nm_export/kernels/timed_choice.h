@@ -31,13 +31,14 @@ class TimedChoice {
     uint64_t shortest = typical(0);
     for (size_t way = 1; way < ways; ++way) {
       const uint64_t time = typical(way);
-      if (time + time / kNearlySame >= shortest) continue;
+      if (!is_shorter(time, shortest)) continue;
       fastest = way;
       shortest = time;
     }
-    if (call % kCallsBetweenDoubts != 0) return fastest;
-    const size_t other = 1 + call / kCallsBetweenDoubts % (ways - 1);
-    return (fastest + other) % ways;
+    const size_t other = (fastest + 1 + call / kCallsBetweenDoubts % (ways - 1)) % ways;
+    const uint32_t place = call % kCallsBetweenDoubts;
+    const bool doubts = place == 0 || (place < kMostDoubts && is_shorter(last(other), shortest));
+    return doubts ? other : fastest;
   }
 
   void took(size_t way, std::chrono::nanoseconds time, size_t tokens) {
@@ -57,11 +58,14 @@ class TimedChoice {
   static constexpr uint32_t kFirstTimes = 8;
   static constexpr std::chrono::milliseconds kLongCall{10};  // is tried just twice
   static constexpr uint32_t kCallsBetweenDoubts = 64;
+  static constexpr uint32_t kMostDoubts = 4;  // as many times as make a way typically faster, once it was
 
   struct Times {
     std::atomic<uint32_t> count{0};
     std::atomic<uint32_t> units[kTimes] = {};
   };
+
+  static bool is_shorter(uint64_t time, uint64_t than) { return time + time / kNearlySame < than; }
 
   // The mean of the shorter half of the last times, so that interrupted calls do not count; the longest time where there
   // is none.
@@ -73,6 +77,11 @@ class TimedChoice {
     std::sort(times.begin(), times.begin() + count);
     const size_t half = (count + 1) / 2;
     return std::accumulate(times.begin(), times.begin() + half, uint64_t{0}) / half;
+  }
+
+  uint64_t last(size_t way) const {
+    const uint32_t count = times_[way].count.load(std::memory_order_relaxed);
+    return count == 0 ? kLongest : times_[way].units[(count - 1) % kTimes].load(std::memory_order_relaxed);
   }
 
   std::atomic<uint32_t> calls_{0};
