@@ -5,15 +5,15 @@
 namespace nm_export {
 namespace {
 
-// Up to so many tokens add rows each on its own, and more of them share weights, as long as no times are known. Measured
-// at 4096 x 1024 and 4096 x 4096 on AMD EPYC (Zen 4).
+// Up to so many tokens add rows each on its own, and more of them share weights, as long as no times are known.
+// Measured at 4096 x 1024 and 4096 x 4096 on AMD EPYC (Zen 4).
 constexpr size_t kFewTokens = 3;
 constexpr size_t kFewTokensOfHalves = 8;
 constexpr size_t kFewTokensOfBytes = 5;
 constexpr size_t kFewTokensOfCodes = 8;
 
-// Of more tokens some ways are not tried. Rows each on its own took twice as long as tiles at 16, and so did shared rows
-// at 32; up to 16 these are the dense product.
+// Of more tokens some ways are not tried. Rows each on its own took twice as long as tiles at 16, and shared rows half
+// as long again at 32; up to 16 these are the dense product.
 constexpr size_t kMostTokensByRows = 8;
 constexpr size_t kMostTokensByShared = 16;
 
@@ -38,7 +38,7 @@ constexpr size_t kChannelTasks = 4;
 constexpr size_t kBlocksOfChannelTask = 8;
 constexpr size_t kMostTokensOfChannelTask = 32;
 
-// Shared rows are read from there column by column: of rows of 16 KB, of which 64 are all of that cache, 8 tokens took a
+// Shared rows are read from there column by column: of rows of 16 KB, of which 64 fill that cache, 8 tokens took a
 // quarter longer.
 constexpr size_t kSharedTaskBytes = 4096;  // of a row
 

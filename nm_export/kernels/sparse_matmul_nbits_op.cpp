@@ -117,8 +117,8 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
     ProductNode node = make_product_node(self, info);
     const WeightType type = weight_type_of(self.inputs[kWeightInput]);
     const std::string name = node.name;
-    *kernel = new Kernel{std::move(node), type, block_size_of(api, info, name), has_constant_zeros(api, info, name, type),
-                         may_round(api, info, name)};
+    const bool symmetric = has_constant_zeros(api, info, name, type);
+    *kernel = new Kernel{std::move(node), type, block_size_of(api, info, name), symmetric, may_round(api, info, name)};
   });
 }
 

@@ -67,8 +67,8 @@ class TimedChoice {
 
   static bool is_shorter(uint64_t time, uint64_t than) { return time + time / kNearlySame < than; }
 
-  // The mean of the shorter half of the last times, so that interrupted calls do not count; the longest time where there
-  // is none.
+  // The mean of the shorter half of the last times, so that interrupted calls do not count; where there is none, the
+  // longest time.
   uint64_t typical(size_t way) const {
     const size_t count = std::min<size_t>(times_[way].count.load(std::memory_order_relaxed), kTimes);
     if (count == 0) return kLongest;
