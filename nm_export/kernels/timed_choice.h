@@ -73,8 +73,9 @@ class TimedChoice {
     const size_t count = std::min<size_t>(times_[way].count.load(std::memory_order_relaxed), kTimes);
     if (count == 0) return kLongest;
     std::array<uint32_t, kTimes> times;
+    times.fill(kLongest);
     for (size_t i = 0; i < count; ++i) times[i] = times_[way].units[i].load(std::memory_order_relaxed);
-    std::sort(times.begin(), times.begin() + count);
+    std::sort(times.begin(), times.end());
     const size_t half = (count + 1) / 2;
     return std::accumulate(times.begin(), times.begin() + half, uint64_t{0}) / half;
   }
