@@ -63,8 +63,9 @@ void run(const ProductNode& node, const SparseProduct& product, CallBuffers& buf
   const Ways ways = ways_of(node.isa, product);
   const size_t paying = paying_workers(product, node.workers);
   const size_t by_threads = paying > 1 && is_short(product) ? 2 : 1;
+  const size_t choices = ways.count * by_threads;
   std::optional<TimedCall> timed;
-  if (ways.count * by_threads > 1) timed.emplace(choice_of(node.isa, product), ways.count * by_threads, product.tokens);
+  if (choices > 1) timed.emplace(choice_of(node.isa, product, choices), choices, product.tokens);
   const size_t chosen = timed.has_value() ? timed->way() : 0;
   const size_t workers = chosen % by_threads == 1 ? 1 : paying;
   const SparseMatMul matmul(node.isa, product, ways.way[chosen / by_threads], workers, Cut::kChannels, buffers);

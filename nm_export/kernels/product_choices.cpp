@@ -32,10 +32,11 @@ size_t kept_eighths(const SparseProduct& product) {
 
 }  // namespace
 
-TimedChoice& choice_of(const InstructionSet& isa, const SparseProduct& product) {
+TimedChoice& choice_of(const InstructionSet& isa, const SparseProduct& product, size_t ways) {
   const Weight& weight = product.weight;
-  using Kind = std::array<size_t, 7>;
-  const Kind kind = {static_cast<size_t>(weight.type),
+  using Kind = std::array<size_t, 8>;
+  const Kind kind = {ways,
+                     static_cast<size_t>(weight.type),
                      weight.block_size,
                      product.may_round,
                      product.channels,

@@ -18,6 +18,7 @@
 #include "product_kernels.h"
 #include "shared_rows_impl.h"
 #include "tile_prefetch.h"
+#include "token_group_impl.h"
 
 namespace nm_export {
 namespace {
@@ -174,40 +175,17 @@ void add_tile(const float* tile, const BlockInput& input, size_t columns, float*
   kAddTiles[(columns - 1) / Lanes::kWidth](tile, input, y, next);
 }
 
-// kTokens tokens times some vectors of columns: each vector that is loaded serves all tokens.
-template <class Lanes, size_t kTokens>
-void add_dense_columns(const float* tile, const float* x, size_t channels, float* y) {
-  using Float = typename Lanes::Float;
-  constexpr size_t kTileColumns = kTileVectors * Lanes::kWidth;
-  constexpr size_t kVectors = dense_vectors<Lanes>();
-  Float sum[kTokens][kVectors];
-  for (size_t t = 0; t < kTokens; ++t) {
-    for (size_t i = 0; i < kVectors; ++i) sum[t][i] = Lanes::load(y + t * kTileColumns + i * Lanes::kWidth);
-  }
-  for (size_t k = 0; k < channels; ++k, tile += kTileColumns) {
-    Float row[kVectors];
-    for (size_t i = 0; i < kVectors; ++i) row[i] = Lanes::load(tile + i * Lanes::kWidth);
-    for (size_t t = 0; t < kTokens; ++t) {
-      const Float factor = Lanes::broadcast(x[t * kBlockChannels + k]);
-      for (size_t i = 0; i < kVectors; ++i) sum[t][i] = Lanes::fma(factor, row[i], sum[t][i]);
-    }
-  }
-  for (size_t t = 0; t < kTokens; ++t) {
-    for (size_t i = 0; i < kVectors; ++i) Lanes::store(y + t * kTileColumns + i * Lanes::kWidth, sum[t][i]);
-  }
-}
-
 template <class Lanes>
 void add_dense_tile(const float* tile, const BlockInput& input, size_t columns, float* y, Prefetch& next) {
-  using AddColumns = void (*)(const float*, const float*, size_t, float*);
-  constexpr AddColumns kAddColumns[kDenseTokens] = {add_dense_columns<Lanes, 1>, add_dense_columns<Lanes, 2>,
-                                                    add_dense_columns<Lanes, 3>, add_dense_columns<Lanes, 4>};
   constexpr size_t kTileColumns = kTileVectors * Lanes::kWidth;
+  constexpr size_t kVectors = dense_vectors<Lanes>();
   for (size_t t = 0; t < input.tokens; t += kDenseTokens) {
-    const size_t tokens = input.tokens - t < kDenseTokens ? input.tokens - t : kDenseTokens;
-    for (size_t i = 0; i < tokens; ++i) prefetch_step<Lanes>(next);
-    for (size_t c = 0; c < columns; c += dense_vectors<Lanes>() * Lanes::kWidth) {
-      kAddColumns[tokens - 1](tile + c, input.x + t * kBlockChannels, input.channels, y + t * kTileColumns + c);
+    for (size_t i = t; i < t + kDenseTokens && i < input.tokens; ++i) prefetch_step<Lanes>(next);
+    for (size_t c = 0; c < columns; c += kVectors * Lanes::kWidth) {
+      const auto row = [&](size_t k) { return GroupRow<float>{tile + k * kTileColumns + c, k}; };
+      add_rows_to_group<Lanes, kDenseTokens, kVectors>(input.tokens - t, input.channels, row,
+                                                       input.x + t * kBlockChannels, y + t * kTileColumns + c,
+                                                       kTileColumns);
     }
   }
 }
