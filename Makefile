@@ -1,10 +1,4 @@
-# make demo   the main job on a real model: calibrate, export, verify, generate
-# make test   the tests
-# make results  the tables and the picture of docs/results.md; WIKITEXT=FILE, TASK_DATA=DIR and
-#                CALIBRATION=FILE add what is not shipped
-# make bench  docs/benchmarks.md and its picture; what is measured already under build/bench is taken as it is
-# make site   the documentation as a site, in build/site
-# make lint   what CI checks besides: ruff, mypy, C++ warnings as errors
+# Targets, by `make help`. What `results` and `bench` measure takes hours; interrupted, they go on where they were.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -13,22 +7,25 @@ DEMO    = output/smollm2-135m-8of16
 
 SOURCES = pyproject.toml constraints.txt README.md $(shell find nm_export -type f -not -name '*.pyc')
 
-.PHONY: demo test results bench site lint sanitize clean
+.PHONY: help demo test results bench site lint format sanitize clean
 
-demo: $(VENV)/.demo
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.demo ## the main job on a real model: calibrate, export, verify, generate
 	$(BIN)/nm-export recipes/smollm2_8of16.yaml --output-dir $(DEMO) --overwrite
 	$(BIN)/nm-export generate $(DEMO) "What is the capital of France?" --backend onnx
 	$(BIN)/nm-export generate $(DEMO) "What is the capital of France?" --backend genai
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev ## the tests
 	$(BIN)/python -m pytest -n 2 tests
 
-# Hours on a small machine. Interrupted, it goes on where it was.
-results: $(VENV)/.dev
+# WIKITEXT=FILE, TASK_DATA=DIR and CALIBRATION=FILE add what is not shipped. Hours on a small machine.
+results: $(VENV)/.dev ## the tables and the picture of docs/results.md
 	$(BIN)/python -m nm_export.results $(if $(WIKITEXT),--wikitext $(WIKITEXT)) $(if $(TASK_DATA),--task-data $(TASK_DATA)) \
 		$(if $(CALIBRATION),--calibration $(CALIBRATION))
 
-# An hour on two cores that have nothing else to do. Interrupted, it goes on with the file that is missing.
+# An hour on two cores that have nothing else to do. Interrupted, it goes on with the file that is missing under build/bench.
 BENCH    = build/bench
 MEASURE  = @mkdir -p $(BENCH) && set -x && $(BIN)/nm-export bench
 SMOLLM2  = output/smollm2-all
@@ -36,7 +33,7 @@ MEASURED = $(BENCH)/mistral.json $(BENCH)/mistral-patterns.json $(BENCH)/mistral
            $(BENCH)/decoder-fp32.json $(BENCH)/decoder-int4.json $(BENCH)/model-fp32.json $(BENCH)/model-int4.json
 
 .PRECIOUS: $(SMOLLM2)-fp32 $(SMOLLM2)-int4
-bench: $(MEASURED)
+bench: $(MEASURED) ## docs/benchmarks.md and its picture
 	$(BIN)/nm-export bench page docs/benchmarks.md $(MEASURED)
 
 $(MEASURED): | $(VENV)/.dev
@@ -58,17 +55,21 @@ $(SMOLLM2)-%: | $(VENV)/.dev
 	$(BIN)/nm-export recipes/paper/magnitude_8of16.yaml --set calibration.dataset=builtin:python-docs \
 	  --set onnx.precision=$* --output-dir $@
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev ## ruff, mypy, C++ warnings as errors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cmake -S nm_export/kernels -B build/warnings -DNM_EXPORT_WERROR=ON -DNM_EXPORT_BUILD_TESTS=ON
 	cmake --build build/warnings --parallel 2
 
-site: $(VENV)/.dev
+format: $(VENV)/.dev ## let ruff format the code and mend what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+site: $(VENV)/.dev ## the documentation as a site, in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-sanitize: $(VENV)/.dev
+sanitize: $(VENV)/.dev ## the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
 	tests/kernels/sanitize.sh $(BIN)/python
 
 # The stamps are made last: an installation that was interrupted is simply done again.
@@ -82,5 +83,5 @@ $(VENV)/.dev: $(SOURCES)
 	$(PIP) --constraint constraints.txt '.[dev]'
 	touch $@ $(VENV)/.demo
 
-clean:
+clean: ## remove the virtual environment, build/ and output/
 	rm -rf $(VENV) build output
