@@ -269,7 +269,9 @@ def prepare(model: Any) -> int:
         usable = weight.device.type == "cpu" and weight.dtype in _DTYPES and id(weight) not in others
         if saves and usable and _pays(1, K, O):
             if not weight.t().is_contiguous():
+                linear.update_offset()
                 weight.data = weight.data.t().contiguous().t()
+                linear.keep_offset()
             count += 1
     return count
 

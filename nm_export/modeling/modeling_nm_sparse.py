@@ -9,7 +9,7 @@ import functools
 import math
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from .configuration_nm_sparse import NMSparseConfig
-from .reference_nm_sparse import hub_options, joined_checkpoint
+from .reference_nm_sparse import changed_tensors, hub_options, joined_checkpoint, sample, samples_of
 
 SHIFT_MODES = {
     "none": 0,
@@ -40,6 +40,7 @@ SHIFT_MODES = {
 PHASES = {"both": 0, "prefill": 1, "decode": 2}
 MAX_GROUP = 64
 _WIDENED = 1 << 18  # elements of a weight that are float64 at a time
+_COMPILED = (torch.float32, torch.float16, torch.bfloat16)
 _UNSCORED = ("magnitude", "clact_noncausal")  # no vector is stored for them
 _NEUTRAL = {"nm_score": 1.0, "nm_scale": 1.0}  # the other parameters change nothing as zeros
 
@@ -81,9 +82,12 @@ def plain_torch() -> Iterator[None]:
         _plain = before
 
 
-def _compiled(name: str, x: Tensor) -> Any:
-    # The package nm_export registers operators that do the same on the CPU, faster; without it there are none.
-    if _plain or x.device.type != "cpu" or torch.compiler.is_exporting():
+def _compiled(name: str, x: Tensor, *float32: Tensor | None) -> Any:
+    # The package nm_export registers operators that do the same on the CPU, faster; without it there are none. Types
+    # that they do not take are computed with torch alone.
+    if _plain or x.device.type != "cpu" or x.dtype not in _COMPILED or torch.compiler.is_exporting():
+        return None
+    if any(tensor is not None and tensor.dtype != torch.float32 for tensor in float32):
         return None
     return getattr(torch.ops.nm_export, name, None)
 
@@ -114,7 +118,7 @@ def keep_mask(scores: Tensor, n: int, m: int, strided: bool = False) -> Tensor:
     """
     if strided:
         return undeal(keep_mask(deal(scores, m), n, m), m)
-    compiled = _compiled("keep_mask", scores)
+    compiled = _compiled("keep_mask", scores, scores)
     if compiled is not None:
         return compiled(scores, n, m)
     groups = scores.reshape(*scores.shape[:-1], scores.shape[-1] // m, m)
@@ -159,7 +163,8 @@ def nm_topk(
     """Prune a linear's input: `values` and `token_shift` of the operator `ai.nm_export::NMTopK`.
 
     Args:
-        x: `[..., K]`, float32, float16 or bfloat16. Tokens are treated one by one.
+        x: `[..., K]`, float32, float16 or bfloat16, or float64, which is rounded to float32. Tokens are treated one by
+            one.
         score: float32 `[K]`, positive importance of each channel; None means ones.
         shift: float32 `[K]` or `[1]`, static shift; None means zeros; ignored when the shift is dynamic.
         n: channels kept of each group.
@@ -193,7 +198,7 @@ def nm_topk(
         return undeal(values, m), token_shift
     is_decode = x.dim() < 2 or x.shape[-2] == 1
     is_pruned = not phase or is_decode == (phase == PHASES["decode"])
-    compiled = _compiled("nm_topk", x)
+    compiled = _compiled("nm_topk", x, score, shift)
     if compiled is not None and not (torch.is_grad_enabled() and any(_has_grad(t) for t in (x, shift))):
         return compiled(x, score, shift, n, m, shift_mode, variance_correction, is_pruned)
     z = x.float()
@@ -228,13 +233,19 @@ def linear(values: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     compiled = _compiled("sparse_linear", values) if weight.stride(0) == 1 else None
     differentiable = torch.is_grad_enabled() and any(_has_grad(t) for t in (values, weight, bias))
-    if compiled is None or differentiable or weight.dtype != values.dtype:
+    types = {tensor.dtype for tensor in (values, weight, bias) if tensor is not None}
+    if compiled is None or differentiable or len(types) > 1:
         return F.linear(values, weight, bias)
     return compiled(values, weight, bias)
 
 
 def _has_grad(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad
+
+
+def _agree(stored: Tensor, exact: Tensor) -> Tensor:
+    """Where float32 numbers are `exact` ones, float64, but for their rounding and another order of summation."""
+    return (stored - exact).abs() <= 2.0**-24 * exact.abs() + 1e-12 * exact.abs().max()
 
 
 class NMSparseLinear(nn.Linear):
@@ -248,6 +259,12 @@ class NMSparseLinear(nn.Linear):
     `[K]` or `[1]`, static; `nm_offset` `[O]`: `W e` of a static shift, `W 1` of a dynamic one; `nm_scale` `[O]`;
     `nm_bias` `[O]`: b'; `nm_residual_in` `[r, K]`: B; `nm_residual_out` `[O, r]`: A.
 
+    `nm_offset` follows the weight and the shift, whoever changes them. On the CPU it is used while it is known to be
+    theirs, and computed anew where they have changed: PyTorch counts changes in place, and those that go past the count
+    (`weight.data`) show in some elements of the weight, if they are not of a few numbers. Where that cannot be seen at
+    no cost (gradients, other devices, compiled code, tensors of other libraries), `(values + e) W^T` is computed
+    instead. Saving looks at every number. Scores are parameters: they stay what calibration made them.
+
     Attributes:
         enabled: False computes the dense linear.
     """
@@ -259,6 +276,7 @@ class NMSparseLinear(nn.Linear):
     nm_bias: Tensor | None
     nm_residual_in: Tensor | None
     nm_residual_out: Tensor | None
+    _offset_of: tuple[Any, ...] | None = None  # the weight and the shift that nm_offset belongs to, if that is known
     _buffer_names = (
         "nm_score",
         "nm_shift",
@@ -276,6 +294,7 @@ class NMSparseLinear(nn.Linear):
             ValueError: the pattern is not 1 <= n <= m <= 64, or m does not divide the linear's inputs.
         """
         nn.Module.__init__(self)
+        self.name = name
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.train(linear.training)
@@ -315,19 +334,100 @@ class NMSparseLinear(nn.Linear):
         return self
 
     def update_offset(self) -> None:
-        """Recompute `nm_offset` from the weight and the shift, in float64. Call it after changing either."""
-        if self.nm_offset is None:
-            return
-        e = torch.ones(1, device=self.weight.device) if self.nm_shift is None else self.nm_shift
+        """Compute `nm_offset` from the weight and the shift, in float64; numbers that are right keep their bits.
+
+        Nothing is done where the weight is elsewhere (meta tensors, shards).
+        """
+        if self.nm_offset is not None and self._has_weight():
+            with torch.inference_mode(False), torch.no_grad():
+                exact = self._exact_offset()
+                right = _agree(self.nm_offset, exact)
+                if not bool(right.all()):
+                    self.nm_offset = torch.where(right, self.nm_offset, exact.float())
+            self.keep_offset()
+
+    def keep_offset(self) -> None:
+        """Take `nm_offset` as it is for that of weight and shift as they are, until one of the three changes."""
+        self._offset_of = self._counts(), [sample(tensor.detach()).clone() for tensor in self._offset_is_of()]
+
+    def _has_weight(self) -> bool:
+        # neither a meta tensor nor a shard, nor one of a library that stores numbers in its own way
+        weight = self.weight
+        return (
+            type(weight) is nn.Parameter
+            and not weight.is_meta
+            and weight.shape == (self.out_features, self.in_features)
+        )
+
+    def _offset_is_of(self) -> list[Tensor]:
+        return [self.weight] if self.nm_shift is None else [self.weight, self.nm_shift]
+
+    def _exact_offset(self, step: int = 1) -> Tensor:
+        e = torch.ones(1, device=self.weight.device) if self.nm_shift is None else self.nm_shift.detach()
         e = e.double().expand(self.in_features)
         rows = max(1, _WIDENED // self.in_features)
-        with torch.no_grad():
-            self.nm_offset = torch.cat([part.double() @ e for part in self.weight.split(rows)]).float()
+        return torch.cat([part.double() @ e for part in self.weight.detach()[::step].split(rows)])
+
+    def _counts(self) -> list[Any]:
+        # where the tensors are, and how often PyTorch has counted a change of them
+        tensors = (*self._offset_is_of(), self.nm_offset)
+        return [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors if t is not None]
+
+    def _is_current(self) -> bool:
+        """Whether `nm_offset` is known to be that of weight and shift."""
+        if self._offset_of is None:  # loaded or new: right in every row, or in none
+            return self._is_right_in_some_rows()
+        counts, samples = self._offset_of
+        if not all(map(torch.equal, map(sample, self._offset_is_of()), samples)):
+            return False
+        # weights that Accelerate fetches are other tensors in every call
+        return bool(counts == self._counts()) or (hasattr(self, "_hf_hook") and self._is_right_in_some_rows())
+
+    def _is_right_in_some_rows(self) -> bool:
+        assert self.nm_offset is not None
+        step = max(1, self.out_features // 4)
+        right = bool(_agree(self.nm_offset.detach()[::step], self._exact_offset(step)).all())
+        if right and self._offset_of is None:
+            self.keep_offset()
+        return right
+
+    def _offset_for(self, values: Tensor) -> Tensor | None:
+        """`nm_offset`, up to date; None where there is none, or where the shift has to go through the product."""
+        if self.nm_offset is None or torch.compiler.is_compiling() or values.device.type != "cpu":
+            return None
+        if type(values) is not Tensor or not self._has_weight():
+            return None
+        if torch.is_grad_enabled() and any(map(_has_grad, (values, *self._offset_is_of()))):
+            return None
+        if not self._is_current():
+            self.update_offset()
+        return self.nm_offset
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        if self.nm_offset is not None and self._has_weight() and not self._is_current():
+            self.update_offset()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def prune(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the corrected kept values of `x` `[..., K]` and its dynamic shift `[..., 1]`; see `nm_topk`."""
+        """Return the corrected kept values of `x` `[..., K]` and its dynamic shift `[..., 1]`; see `nm_topk`.
+
+        Raises:
+            ValueError: `x` is `[tokens, K]`, and the scheme needs to know which tokens belong to one sequence.
+        """
         score = self.nm_score
-        if self.score == "clact_noncausal":  # as published: every token of the call has a say, later ones too
+        noncausal = self.score == "clact_noncausal"
+        if x.dim() == 2 and (noncausal or self.phase != "both"):
+            what = f"score: {self.score}" if noncausal else f"phase: {self.phase}"
+            raise ValueError(
+                f"{self.name} reads {list(x.shape)}, the tokens of all sequences in one list, so that {what} cannot "
+                "tell one sequence from the next; use another one for this linear, or leave it dense."
+            )
+        if noncausal:  # as published: every token of the sequence has a say, later ones too
+            rows = x.reshape(-1, *x.shape[-2:])
+            if len(rows) > 1:
+                parts = zip(*(self.prune(row[None]) for row in rows), strict=True)
+                values, shifts = (torch.cat(part).reshape(*x.shape[:-1], -1) for part in parts)
+                return values, shifts
             score = x.detach().float().reshape(-1, self.in_features).norm(dim=0)
         return nm_topk(
             x,
@@ -342,12 +442,14 @@ class NMSparseLinear(nn.Linear):
         )
 
     def product(self, values: Tensor, token_shift: Tensor) -> Tensor:
-        """Return `(values W^T + e W^T) * scale + b + b'` `[..., O]`, without a dense product."""
-        scale = self.nm_scale
+        """Return `(values W^T + e W^T) * scale + b + b'` `[..., O]`."""
+        scale, offset = self.nm_scale, self._offset_for(values)
+        if offset is None and self.nm_offset is not None:
+            shift = token_shift if self.nm_shift is None else self.nm_shift
+            values = (values.float() + shift).to(values.dtype)
         y = linear(values, self.weight, self.bias if scale is None else None)
-        if self.nm_offset is not None:
-            correction = token_shift * self.nm_offset if SHIFT_MODES[self.shift] else self.nm_offset
-            y = (y.float() + correction).to(y.dtype)
+        if offset is not None:
+            y = (y.float() + (token_shift * offset if SHIFT_MODES[self.shift] else offset)).to(y.dtype)
         if scale is not None:
             y = (y.float() * scale).to(y.dtype)
             y = y if self.bias is None else y + self.bias
@@ -362,7 +464,18 @@ class NMSparseLinear(nn.Linear):
         return F.linear(F.linear(dropped, self.nm_residual_in), self.nm_residual_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `[..., K]` to `[..., O]`."""
+        """Map `[..., K]` to `[..., O]`.
+
+        Raises:
+            ValueError: see `prune`; or a gradient is asked for that does not exist.
+        """
+        if torch.is_grad_enabled() and (_has_grad(self.nm_score) or _has_grad(self.nm_offset)):
+            which = "nm_score" if _has_grad(self.nm_score) else "nm_offset"
+            raise ValueError(
+                f"{self.name}.{which} requires a gradient, and has none: the choice of channels is constant in the "
+                "backward pass, and nm_offset is computed from weight and shift. Train those, the scale, the bias or "
+                "the residual; nm_export.trainable makes them leaves."
+            )
         if not self.enabled:
             return F.linear(x, self.weight, self.bias)
         values, token_shift = self.prune(x)
@@ -382,6 +495,7 @@ class _NMSparse(PreTrainedModel):
     config_class = NMSparseConfig
     _auto: Any  # AutoModel or AutoModelForCausalLM: finds the base model's class
     _base_class: type[PreTrainedModel] | None = None  # set on bound classes
+    _pruned: tuple[Any, ...] | list[tuple[nn.Module, str, nn.Module]] = ()  # parent, name and module, as last checked
 
     def __new__(cls, config: NMSparseConfig | None = None, *args: Any, **kwargs: Any) -> Any:
         if cls._base_class is None and config is not None:
@@ -419,7 +533,8 @@ class _NMSparse(PreTrainedModel):
 
         Raises:
             OSError: files cannot be had.
-            ValueError: the base model's weights are not those that this model was made from.
+            ValueError: the base model's weights are not those that this model was made from, or something (a quantizer,
+                say) has replaced the linears that prune by others.
         """
         place, config = pretrained_model_name_or_path, kwargs.get("config")
         if isinstance(config, PreTrainedConfig):
@@ -430,7 +545,9 @@ class _NMSparse(PreTrainedModel):
             fields, _ = NMSparseConfig.get_config_dict(config or place, **hub_options(kwargs))
             base_weights = fields.get("base_weights")
         if base_weights is None:
-            return super().from_pretrained(place, *args, **kwargs)
+            loaded = super().from_pretrained(place, *args, **kwargs)
+            (loaded[0] if isinstance(loaded, tuple) else loaded)._is_loaded()
+            return loaded
         with joined_checkpoint(place, base_weights, kwargs) as folder:
             local = {name: kwargs[name] for name in kwargs if name not in ("revision", "subfolder", "base_folder")}
             loaded = super().from_pretrained(folder, *args, **local)
@@ -441,7 +558,13 @@ class _NMSparse(PreTrainedModel):
             shutil.rmtree(folder, ignore_errors=True)
         model.config.base_weights = None  # the model is whole now, and is saved as a whole
         model.name_or_path = model.config.name_or_path = str(place)
+        model._is_loaded()
         return loaded
+
+    def _is_loaded(self) -> None:
+        """Take the weights for those that the configuration describes."""
+        self._check_linears()
+        self._base_samples = samples_of(self)
 
     @classmethod
     def from_dense(cls, model: PreTrainedModel, sparsity: dict[str, Any]) -> Any:
@@ -455,8 +578,10 @@ class _NMSparse(PreTrainedModel):
 
         Raises:
             ValueError: a module of the scheme is missing, is no plain linear, does not fit the pattern, or is kept on
-                another device or on disk by Accelerate.
+                another device or on disk by Accelerate; or the model holds an adapter.
         """
+        if adapted := next((name for name, module in model.named_modules() if hasattr(module, "base_layer")), None):
+            raise ValueError(f"{adapted} holds an adapter that is not merged; merge it (merge_and_unload) before that.")
         bound = cls.bound(type(model.config))
         if type(model) is not bound._base_class:
             raise ValueError(f"{type(model).__name__} is not {bound._base_class.__name__}, the class of its config.")
@@ -465,6 +590,7 @@ class _NMSparse(PreTrainedModel):
         model.__class__ = bound
         sparse: Any = model
         sparse._become_sparse(NMSparseConfig(base_config=model.config, sparsity=sparsity), replacements)
+        sparse._is_loaded()
         return sparse
 
     def _become_sparse(self, config: NMSparseConfig, replacements: dict[str, NMSparseLinear] | None = None) -> None:
@@ -483,7 +609,30 @@ class _NMSparse(PreTrainedModel):
                     initialization.constant_(getattr(module, name), _NEUTRAL.get(name, 0.0))
 
     def to_dense(self) -> Any:
-        """Turn the model back into the dense one, in place and without copying a weight; returns it."""
+        """Turn the model back into the dense one, in place and without copying a weight; returns it.
+
+        Weights that `prune: weights` has zeroed get their numbers back, if `nm_export.sparsify` has kept them.
+
+        Raises:
+            ValueError: it has not.
+        """
+        kept = self.__dict__.get("_dense_weights", {})
+        zeroed = [
+            name
+            for scheme in self.config.sparsity["schemes"]
+            if scheme["prune"] == "weights"
+            for name in scheme["modules"]
+        ]
+        if lost := [name for name in zeroed if name not in kept]:
+            raise ValueError(
+                f"The dense weights of {lost[0]} ({len(lost)} linears) are gone: prune: weights has zeroed a part of "
+                "them, and no copy was kept; load the base model instead."
+            )
+        for name, weight in kept.items():
+            with torch.no_grad():
+                self.get_parameter(f"{name}.weight").copy_(weight)
+        for attribute in ("_dense_weights", "_base_samples", "_pruned"):
+            self.__dict__.pop(attribute, None)
         for name, module in self.nm_modules().items():
             with torch.device("meta"):
                 linear = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
@@ -496,7 +645,46 @@ class _NMSparse(PreTrainedModel):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # bound classes are made at run time: pickle and deepcopy need a function that makes them again
         unbound = next(c for c in type(self).__mro__ if c.__dict__.get("_auto") is not None)
-        return _rebuild, (unbound, type(self)._base_class), self.__dict__
+        return _rebuild, (unbound, type(self)._base_class), {k: v for k, v in self.__dict__.items() if k != "_pruned"}
+
+    def _check_linears(self) -> None:
+        """Raise a ValueError if others have taken the places of linears that prune; wrappers of adapters may."""
+        if self._pruned and all(parent._modules.get(name) is module for parent, name, module in self._pruned):
+            return
+        found: list[tuple[nn.Module, str, nn.Module]] = []
+        others: list[str] = []
+        for _, full_name, path in _places(self, self.config.sparsity):
+            parent_path, _, name = path.rpartition(".")
+            parent = self.get_submodule(parent_path)
+            module = inner = getattr(parent, name)
+            while isinstance(inner, nn.Module) and not isinstance(inner, NMSparseLinear):
+                inner = getattr(inner, "base_layer", None)
+            found.append((parent, name, module))
+            if inner is None:
+                others.append(f"{full_name} is a {type(module).__name__}")
+        if others:
+            raise ValueError(
+                f"{others[0]}, and {len(others)} of {len(found)} linears that should prune do not: something (a "
+                "quantizer?) has put others in their places. Load the model without it, or make it leave them out "
+                "(modules_to_not_convert, llm_int8_skip_modules); or call to_dense() first, if nothing is to be pruned."
+            )
+        self._pruned = found
+
+    def _check_call(self, ids: Any = None, mask: Any = None, *_: Any, **inputs: Any) -> None:
+        """Raise a ValueError where this call would not prune as the configuration says."""
+        self._check_linears()
+        mask = inputs.get("attention_mask", mask)
+        if (
+            isinstance(mask, Tensor)
+            and mask.dim() == 2
+            and any(scheme["score"] == "clact_noncausal" for scheme in self.config.sparsity["schemes"])
+        ):
+            ids = next((inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), ids)
+            if ids is not None and not bool(mask[:, -ids.shape[1] :].all()):
+                raise ValueError(
+                    "score: clact_noncausal looks at every token of a sequence, and padding has a say; give it "
+                    "sequences of one length, without padding."
+                )
 
     def nm_modules(self) -> dict[str, NMSparseLinear]:
         """Return the pruned linears by name."""
@@ -519,12 +707,27 @@ class _NMSparse(PreTrainedModel):
                 module.enabled = enabled
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does, with the files of code that reload the model."""
+        """Save as transformers does, with the files of code that reload the model.
+
+        Offsets are those of the weights as they are now, and `config.sparsity["rewritten"]` names the tensors that are
+        no longer the base model's, whoever changed them since the model was loaded or made: of each matrix some numbers
+        are compared (64 spread over it, and 1,024 rows), so that changing a few numbers of one may go unnoticed.
+        """
         # Names of the model in memory: for some base models transformers writes older names, which it would translate
         # back for their own model type only.
         kwargs.setdefault("save_original_format", False)
+        for module in self.nm_modules().values():
+            module.update_offset()
+        self._note_rewritten(kwargs.get("state_dict"))
         super().save_pretrained(save_directory, *args, **kwargs)
         self.copy_code(save_directory)
+
+    def _note_rewritten(self, tensors: Mapping[str, Tensor] | None) -> None:
+        sparsity = self.config.sparsity
+        tensors = tensors or dict(self.named_parameters(remove_duplicate=False))
+        changed = changed_tensors(self.__dict__.get("_base_samples", {}), tensors)
+        if new := changed - set(sparsity["rewritten"]):
+            sparsity["rewritten"] = sorted(new.union(sparsity["rewritten"]))
 
     @staticmethod
     def copy_code(folder: Any) -> None:
@@ -537,28 +740,45 @@ class _NMSparse(PreTrainedModel):
             shutil.copyfile(here / name, target)
 
 
-def _sparse_linears(model: nn.Module, sparsity: dict[str, Any]) -> dict[str, NMSparseLinear]:
+def _places(model: nn.Module, sparsity: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
+    """Scheme, name and path of each linear whose input is pruned."""
     # A headless model (AutoModel) holds the same modules without the prefix that the head's class puts before them.
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    modules = dict(model.named_modules())
-    replacements = {}
+    headless = not hasattr(model, prefix[:-1])
     for scheme in sparsity["schemes"]:
         if scheme["prune"] == "weights":  # zeros in a dense weight: the linear stays as it is
             continue
-        for full_name in scheme["modules"]:
-            name = full_name if full_name in modules else full_name.removeprefix(prefix)
-            if not isinstance(modules.get(name), nn.Linear):
-                found = type(modules[name]).__name__ if name in modules else "no module"
-                raise ValueError(f"config.json: sparsity names {full_name} as a linear; the model has {found} there.")
-            if hasattr(modules[name], "_hf_hook"):
-                raise ValueError(f"{full_name} is offloaded by Accelerate; make the model sparse before that.")
-            replacements[name] = NMSparseLinear(modules[name], scheme, full_name)
+        for name in scheme["modules"]:
+            yield scheme, name, name.removeprefix(prefix) if headless else name
+
+
+def _sparse_linears(model: nn.Module, sparsity: dict[str, Any]) -> dict[str, NMSparseLinear]:
+    modules = dict(model.named_modules())
+    replacements = {}
+    for scheme, full_name, name in _places(model, sparsity):
+        if not isinstance(modules.get(name), nn.Linear):
+            found = type(modules[name]).__name__ if name in modules else "no module"
+            raise ValueError(f"config.json: sparsity names {full_name} as a linear; the model has {found} there.")
+        if hasattr(modules[name], "_hf_hook"):
+            raise ValueError(f"{full_name} is offloaded by Accelerate; make the model sparse before that.")
+        replacements[name] = NMSparseLinear(modules[name], scheme, full_name)
     return replacements
 
 
 @functools.cache
 def _bind(sparse_class: Any, base_class: Any) -> Any:
-    namespace = {"__module__": sparse_class.__module__, "__doc__": sparse_class.__doc__, "_base_class": base_class}
+    @functools.wraps(base_class.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            self._check_call(*args, **kwargs)
+        return base_class.forward(self, *args, **kwargs)
+
+    namespace = {
+        "__module__": sparse_class.__module__,
+        "__doc__": sparse_class.__doc__,
+        "_base_class": base_class,
+        "forward": forward,
+    }
     return type(sparse_class.__name__, (sparse_class, base_class), namespace)
 
 

@@ -1,4 +1,7 @@
-"""Weights that stay where the base model is: fetched from there, compared by hash, joined with the new parameters.
+"""The base model's weights: where they are, when the repository does not hold them, and which ones have changed.
+
+Files are fetched from the base model's repository, compared by hash and joined with the new parameters. Tensors in
+memory are compared by some of their numbers.
 
 This file is published with every model; it needs torch and transformers only. `config.json` names them as
 `base_weights`:
@@ -19,11 +22,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from transformers.utils.hub import cached_file, cached_files
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 _INDEX = "model.safetensors.index.json"
 _SMALL = ("config.json", "generation_config.json")
+_SAMPLED = 64  # numbers of a tensor, spread over it
+_ROWS = 1024  # of a matrix: training changes those rows of an embedding whose tokens it has seen
 
 
 def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,3 +149,44 @@ def _link(path: str | Path, link: Path) -> None:
         link.symlink_to(path)
     except OSError:  # a system without links, or without the right to make them
         shutil.copyfile(path, link)
+
+
+def sample(tensor: Tensor) -> Tensor:
+    """Some numbers of a tensor, spread over it and the same ones whatever its layout in memory; a view of it."""
+    if tensor.dim() != 2:
+        return tensor.reshape(-1)[:: max(1, tensor.numel() // _SAMPLED)]
+    count = min(_SAMPLED, *tensor.shape)
+    if count == 0:
+        return tensor.new_empty(0)
+    rows, columns = tensor.shape
+    step = rows // count * tensor.stride(0) + columns // count * tensor.stride(1)
+    return tensor.as_strided((count,), (step,))
+
+
+def samples_of(model: nn.Module) -> dict[str, Tensor]:
+    """Samples of all parameters of a model that are in memory, on the CPU, by name."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {name: _larger_sample(p) for name, p in parameters if type(p) is nn.Parameter and not p.is_meta}
+
+
+def changed_tensors(samples: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> set[str]:
+    """Names of tensors that are not those whose samples these are; another dtype alone is no change.
+
+    A change of a few numbers of a matrix may be missed. Tensors without a sample or without data are not looked at.
+    """
+    changed = set()
+    for full_name, tensor in tensors.items():
+        name = full_name.replace(".base_layer.", ".")  # in the wrapper of an adapter
+        if name in samples and not tensor.is_meta:
+            plain = type(tensor) in (Tensor, nn.Parameter)
+            if not plain or not torch.equal(_larger_sample(tensor), samples[name].to(tensor.dtype)):
+                changed.add(name)
+    return changed
+
+
+def _larger_sample(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    parts = [sample(tensor)]
+    if tensor.dim() == 2:
+        parts.append(tensor[:: max(1, len(tensor) // _ROWS), tensor.shape[1] // 2])
+    return torch.cat(parts).cpu()

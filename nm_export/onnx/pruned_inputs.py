@@ -112,6 +112,7 @@ def _pruned_input(name: str, module: NMSparseLinear) -> PrunedInput:
 
 
 def _pruned_linear(name: str, module: NMSparseLinear) -> PrunedLinear:
+    module.update_offset()  # whoever has changed weights since
     scale, offset, bias = _array(module.nm_scale), _array(module.nm_offset), _array(module.nm_bias)
     if offset is not None and scale is not None:
         offset = offset * scale

@@ -27,10 +27,19 @@ class ModuleRecord:
 
 
 def capture_inputs(model: Any, ids: Tensor) -> dict[str, Tensor]:
-    """Run the sparse model on ids `[1, T]` and return the input of every pruned linear, by name."""
+    """Run the sparse model on ids `[1, T]` and return the input `[1, tokens, K]` of every pruned linear, by name.
+
+    Some architectures give a linear a list of tokens `[tokens, K]`, and an expert those that it is chosen for; linears
+    that no token reaches are left out.
+    """
     inputs: dict[str, Tensor] = {}
+
+    def note(name: str, x: Tensor) -> None:
+        if x.numel():
+            inputs[name] = x[None] if x.dim() == 2 else x
+
     hooks = [
-        module.register_forward_pre_hook(lambda _, args, name=name: inputs.__setitem__(name, args[0]))
+        module.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
         for name, module in model.nm_modules().items()
     ]
     try:

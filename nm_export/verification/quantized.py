@@ -59,6 +59,8 @@ def stored_weights_in(model: Any, path: Path) -> Iterator[None]:
                 weight = torch.where(scale == 0, 0.0, weight / scale)
             with torch.no_grad():
                 module.weight[stored.start : stored.stop] = weight.to(module.weight)
+        for module in model.nm_modules().values():
+            module.keep_offset()  # the graph's is that of the float weight, too
         missing = model.nm_modules().keys() - before.keys()
         if missing:
             raise NMExportError(f"Verification failed: {path} holds no quantized weight of {min(missing)}.")
