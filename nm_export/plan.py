@@ -1,7 +1,8 @@
 """What a recipe means for one model: which linears are pruned, how, and which of them share one selection."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,8 +139,11 @@ def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
     """Resolve a recipe against a dense causal language model, which may live in torch's FakeTensorMode.
 
     Raises:
-        UserError: a wildcard matches nothing, a module cannot be pruned, or `m` does not divide its input channels.
+        UserError: a wildcard matches nothing, a module cannot be pruned, `m` does not divide its input channels, the
+            scheme of a linear needs to know one sequence from the next and its input does not tell, or the model holds
+            an adapter.
     """
+    _refuse_adapters(model)
     head = model.get_output_embeddings()
     linears = {n: mod for n, mod in model.named_modules() if isinstance(mod, nn.Linear) and mod is not head}
     others = _other_layers(model)
@@ -170,7 +174,39 @@ def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
                 f"{planned.scheme.pattern} does not divide; choose another pattern or add the module to "
                 "sparsity.ignore."
             ) from None
+    _refuse_flattened(model, linears, plan)
     return plan
+
+
+def _refuse_adapters(model: PreTrainedModel) -> None:
+    adapted = next((name for name, module in model.named_modules() if hasattr(module, "base_layer")), None)
+    if adapted is not None:
+        raise UserError(
+            f"The model holds an adapter ({adapted}) that is not merged into its weights; merge it first: "
+            "peft.AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload()."
+        )
+
+
+def _refuse_flattened(model: PreTrainedModel, linears: dict[str, nn.Linear], plan: Plan) -> None:
+    """Refuse schemes that look at a whole sequence for linears that get the tokens of all sequences in one list."""
+    schemes = {linear.name: linear.scheme for linear in plan.pruned if linear.scheme is not None}
+    asked = {
+        name: f"score: {scheme.score}" if scheme.score == "clact_noncausal" else f"phase: {scheme.phase}"
+        for name, scheme in schemes.items()
+        if scheme.prune == "activations" and (scheme.phase != "both" or scheme.score == "clact_noncausal")
+    }
+    if not asked:
+        return
+    shapes: dict[str, list[int]] = {}
+    with _inputs_noted({name: linears[name] for name in asked}, lambda name, x: shapes.update({name: list(x.shape)})):
+        _run(model, batch=2, tokens=3)
+    for name, shape in shapes.items():
+        if shape[:-1] != [2, 3]:
+            raise UserError(
+                f"{name} reads {shape} for 2 sequences of 3 tokens: all tokens in one list, in which {asked[name]} "
+                "cannot tell one sequence from the next. Use phase: both and another score than clact_noncausal for "
+                "it (sparsity.overrides), or add it to sparsity.ignore."
+            )
 
 
 def _other_layers(model: PreTrainedModel) -> dict[str, str]:
@@ -200,24 +236,35 @@ def _inputs_of(model: PreTrainedModel, linears: dict[str, nn.Linear]) -> dict[st
     seen: list[torch.Tensor] = []  # keeps every input alive, so that no id is used twice
     inputs: dict[str, int] = {}
 
-    def note(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-        def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            for number, tensor in enumerate(seen):
-                if tensor is args[0]:
-                    inputs.setdefault(name, number)
-                    return
-            seen.append(args[0])
-            inputs.setdefault(name, len(seen) - 1)
+    def note(name: str, x: torch.Tensor) -> None:
+        for number, tensor in enumerate(seen):
+            if tensor is x:
+                inputs.setdefault(name, number)
+                return
+        seen.append(x)
+        inputs.setdefault(name, len(seen) - 1)
 
-        return hook
+    with _inputs_noted(linears, note):
+        _run(model, batch=1, tokens=2)
+    # a linear that two tokens do not reach (an expert, say) shares its input with nobody
+    return {name: inputs.get(name, -1 - index) for index, name in enumerate(linears)}
 
-    hooks = [linear.register_forward_pre_hook(note(name)) for name, linear in linears.items()]
+
+@contextmanager
+def _inputs_noted(linears: Mapping[str, nn.Linear], note: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+    """Within the block, `note(name, input)` is called before each call of a linear."""
+    hooks = [
+        linear.register_forward_pre_hook(lambda _, args, name=name: note(name, args[0]))
+        for name, linear in linears.items()
+    ]
     try:
-        with torch.no_grad():
-            ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-            model.base_model(input_ids=ids, use_cache=False)
+        yield
     finally:
         for hook in hooks:
             hook.remove()
-    # a linear that two tokens do not reach (an expert, say) shares its input with nobody
-    return {name: inputs.get(name, -1 - index) for index, name in enumerate(linears)}
+
+
+def _run(model: PreTrainedModel, batch: int, tokens: int) -> None:
+    with torch.no_grad():
+        ids = torch.zeros(batch, tokens, dtype=torch.long, device=model.device)
+        model.base_model(input_ids=ids, use_cache=False)

@@ -13,6 +13,7 @@ from nm_export.calibration import calibrate
 from nm_export.calibration.allocation import allocate, measure_damage
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.text import TokenSequences, read_sequences
+from nm_export.calibration.weight_pruning import keep_dense_weights
 from nm_export.digests import digest
 from nm_export.errors import UserError
 from nm_export.evaluation import perplexity, torch_logits
@@ -236,6 +237,7 @@ def _allocate(
     sparsity = recipe.sparsity
     assert sparsity.budget is not None
     sparse = NMSparseForCausalLM.from_dense(model, plan.sparsity())
+    keep_dense_weights(sparse)  # a later stage starts from the dense model again
     by_block = recipe.calibration.block_by_block
     calibrate(sparse, text.input_ids, recipe.calibration.batch_size, block_by_block=by_block)
     length = min(ALLOCATION_WINDOW, text.input_ids.shape[1])

@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from nm_export.calibration.weight_pruning import keep_dense_weights, prune_weights
 from nm_export.errors import UserError
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.plan import make_plan
@@ -14,7 +15,8 @@ def sparsify(model: PreTrainedModel, recipe: Recipe | None = None, **sparsity: A
     """Turn a dense causal language model into an `NMSparseForCausalLM`, in place and without copying a weight.
 
     The result prunes at once, with neutral parameters; `nm_export.calibrate` fills them. `model.set_sparsity(False)` or
-    `with model.dense():` switches pruning off.
+    `with model.dense():` switches pruning off. `prune: weights` zeroes weights at once, too, and is not switched off;
+    copies of those weights, as large as they are, are kept for `to_dense()`.
 
     Args:
         model: a causal language model of transformers.
@@ -31,7 +33,10 @@ def sparsify(model: PreTrainedModel, recipe: Recipe | None = None, **sparsity: A
             recipe = Recipe.from_dict({"model": {"source": "in memory"}, "sparsity": sparsity})
         except ValueError as error:
             raise UserError(f"sparsify: {_first_problem(error)}") from error
-    return NMSparseForCausalLM.from_dense(model, make_plan(model, recipe).sparsity())
+    sparse = NMSparseForCausalLM.from_dense(model, make_plan(model, recipe).sparsity())
+    keep_dense_weights(sparse)
+    prune_weights(sparse)
+    return sparse
 
 
 def _first_problem(error: ValueError) -> str:

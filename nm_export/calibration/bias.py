@@ -44,8 +44,8 @@ def calibrate_bias(model: Any, names: list[str], sequences: Tensor) -> list[str]
     if judges == 0:
         return []
     with torch.inference_mode():
-        fitted: dict[str, Tensor] = {}
-        with _fitting(linears, fitted):
+        fitted = {name: torch.zeros_like(linear.nm_bias) for name, linear in linears.items()}
+        with _fitting(linears, fitted, len(used) - judges):
             model.base_model(input_ids=placed(model, used[:-judges]), use_cache=False)
         kinds: dict[str, list[str]] = defaultdict(list)
         for name in linears:
@@ -92,10 +92,10 @@ def _shortened(errors: Tensor, limit: Tensor) -> Tensor:
 
 
 @contextmanager
-def _fitting(linears: Mapping[str, Any], fitted: dict[str, Tensor]) -> Iterator[None]:
-    """Within the block, a forward pass over several sequences fits each linear on the sparse model's own inputs.
+def _fitting(linears: Mapping[str, Any], fitted: dict[str, Tensor], sequences: int) -> Iterator[None]:
+    """Within the block, a forward pass over so many sequences fits each linear on the sparse model's own inputs.
 
-    Every second sequence of the batch is held out.
+    Every second sequence of the batch is held out; of an expert's tokens every second one.
     """
 
     def hook_for(name: str) -> Any:
@@ -103,8 +103,10 @@ def _fitting(linears: Mapping[str, Any], fitted: dict[str, Tensor]) -> Iterator[
             with weights_at_hand([linear]):  # an offloaded weight is gone again after the product
                 dense = F.linear(args[0], linear.weight, linear.bias)
             errors = dense.float() - sparse.float()
-            errors = errors.reshape(-1, *errors.shape[-2:])
-            fitted[name] = robust_bias(errors[0::2].flatten(0, 1), errors[1::2].flatten(0, 1))
+            if errors.dim() > 2 or len(errors) % sequences == 0:  # else some tokens, those of an expert
+                errors = errors.reshape(sequences, -1, errors.shape[-1])
+            if errors.numel():
+                fitted[name] = robust_bias(errors[0::2].flatten(0, -2), errors[1::2].flatten(0, -2))
 
         return hook
 

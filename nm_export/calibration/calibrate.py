@@ -14,10 +14,9 @@ from nm_export.calibration.processes import Processes
 from nm_export.calibration.residual import low_rank_factors
 from nm_export.calibration.scores import amber_score, clact_score, smoothquant_score, weight_norm_score
 from nm_export.calibration.statistics import InputStatistics, NotFiniteError, Statistic, collecting
-from nm_export.calibration.weight_pruning import prune_weight_
+from nm_export.calibration.weight_pruning import dense_weights
 from nm_export.errors import UserError
 from nm_export.memory import is_larger_than_memory
-from nm_export.modeling.modeling_nm_sparse import group_size
 from nm_export.progress import track
 
 _SCORE_NEEDS: dict[str, Statistic] = {"clact": "square_sum", "smoothquant": "maximum"}
@@ -63,19 +62,19 @@ def calibrate(
     if sequences is None and (statistics or biased):
         first = next(iter([*statistics, *biased]))
         raise UserError(f"{_why(schemes[first], first)}: calibration needs text, pass `sequences`.")
-    if statistics:
-        assert sequences is not None
-        processes = processes or Processes()
-        if block_by_block is None:  # free memory changes: all processes go by the first one's answer
-            answer = torch.tensor([is_larger_than_memory(model)], dtype=torch.float64)
-            block_by_block = bool(processes.gather(answer)[0])
-        gather = _gather_by_block if block_by_block else _gather
-        gather(model, sequences, batch_size, statistics, processes)
-    for group in groups:
-        linears = [modules[name] for name in group]
-        with weights_at_hand(linears):
-            _fill_group(linears, schemes[group[0]], statistics.get(group[0]))
-    _prune_weights(model)
+    with dense_weights(model):
+        if statistics:
+            assert sequences is not None
+            processes = processes or Processes()
+            if block_by_block is None:  # free memory changes: all processes go by the first one's answer
+                answer = torch.tensor([is_larger_than_memory(model)], dtype=torch.float64)
+                block_by_block = bool(processes.gather(answer)[0])
+            gather = _gather_by_block if block_by_block else _gather
+            gather(model, sequences, batch_size, statistics, processes)
+        for group in groups:
+            linears = [modules[name] for name in group]
+            with weights_at_hand(linears):
+                _fill_group(linears, schemes[group[0]], statistics.get(group[0]))
     if biased:
         assert sequences is not None
         calibrate_bias(model, biased, sequences)
@@ -158,15 +157,6 @@ def _fill_group(linears: Sequence[Any], scheme: Mapping[str, Any], measured: Inp
             B, A = low_rank_factors(linear.weight, len(linear.nm_residual_in))
             _fill(linear.nm_residual_in, B)
             _fill(linear.nm_residual_out, A)
-
-
-def _prune_weights(model: Any) -> None:
-    for scheme in model.config.sparsity["schemes"]:
-        for name in scheme["modules"] if scheme["prune"] == "weights" else ():
-            weight = model.get_submodule(name).weight
-            if weight.is_meta:
-                raise UserError(f"prune: weights of {name} needs the weight in memory, but it is offloaded.")
-            prune_weight_(weight, *group_size(scheme["pattern"], weight.shape[1]))
 
 
 def _fill(buffer: Tensor | None, values: Tensor) -> None:

@@ -348,19 +348,21 @@ class NMSparseLinear(nn.Linear):
 
     def keep_offset(self) -> None:
         """Take `nm_offset` as it is for that of weight and shift as they are, until one of the three changes."""
-        self._offset_of = self._counts(), [sample(tensor.detach()).clone() for tensor in self._offset_is_of()]
+        self._offset_of = self._counts(), [sample(t.detach()).clone() for t in self._sources()]
 
     def _has_weight(self) -> bool:
         # neither a meta tensor nor a shard, nor one of a library that stores numbers in its own way
-        weight = self.weight
-        return (
-            type(weight) is nn.Parameter
-            and not weight.is_meta
-            and weight.shape == (self.out_features, self.in_features)
-        )
+        weight = self._parameters.get("weight")
+        return type(weight) is nn.Parameter and not weight.is_meta and weight.dim() == 2
 
-    def _offset_is_of(self) -> list[Tensor]:
-        return [self.weight] if self.nm_shift is None else [self.weight, self.nm_shift]
+    def _sources(self) -> list[Tensor]:
+        """What `nm_offset` is computed from; not by attribute, which takes a microsecond each."""
+        return [t for t in (self._parameters["weight"], self._buffers["nm_shift"]) if t is not None]
+
+    def _counts(self) -> list[Any]:
+        # where the tensors are, and how often PyTorch has counted a change of them
+        tensors = (*self._sources(), self._buffers["nm_offset"])
+        return [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors if t is not None]
 
     def _exact_offset(self, step: int = 1) -> Tensor:
         e = torch.ones(1, device=self.weight.device) if self.nm_shift is None else self.nm_shift.detach()
@@ -368,17 +370,12 @@ class NMSparseLinear(nn.Linear):
         rows = max(1, _WIDENED // self.in_features)
         return torch.cat([part.double() @ e for part in self.weight.detach()[::step].split(rows)])
 
-    def _counts(self) -> list[Any]:
-        # where the tensors are, and how often PyTorch has counted a change of them
-        tensors = (*self._offset_is_of(), self.nm_offset)
-        return [(t.data_ptr(), None if t.is_inference() else t._version) for t in tensors if t is not None]
-
     def _is_current(self) -> bool:
         """Whether `nm_offset` is known to be that of weight and shift."""
         if self._offset_of is None:  # loaded or new: right in every row, or in none
             return self._is_right_in_some_rows()
         counts, samples = self._offset_of
-        if not all(map(torch.equal, map(sample, self._offset_is_of()), samples)):
+        if not all(map(torch.equal, map(sample, self._sources()), samples)):
             return False
         # weights that Accelerate fetches are other tensors in every call
         return bool(counts == self._counts()) or (hasattr(self, "_hf_hook") and self._is_right_in_some_rows())
@@ -393,15 +390,15 @@ class NMSparseLinear(nn.Linear):
 
     def _offset_for(self, values: Tensor) -> Tensor | None:
         """`nm_offset`, up to date; None where there is none, or where the shift has to go through the product."""
-        if self.nm_offset is None or torch.compiler.is_compiling() or values.device.type != "cpu":
+        if self._buffers["nm_offset"] is None or torch.compiler.is_compiling() or not values.is_cpu:
             return None
         if type(values) is not Tensor or not self._has_weight():
             return None
-        if torch.is_grad_enabled() and any(map(_has_grad, (values, *self._offset_is_of()))):
+        if torch.is_grad_enabled() and any(map(_has_grad, (values, *self._sources()))):
             return None
         if not self._is_current():
             self.update_offset()
-        return self.nm_offset
+        return self._buffers["nm_offset"]
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self.nm_offset is not None and self._has_weight() and not self._is_current():
@@ -495,6 +492,8 @@ class _NMSparse(PreTrainedModel):
     config_class = NMSparseConfig
     _auto: Any  # AutoModel or AutoModelForCausalLM: finds the base model's class
     _base_class: type[PreTrainedModel] | None = None  # set on bound classes
+    # of linears whose weights are pruned: their dense weights, or None where they are gone
+    dense_weights: dict[str, Tensor | None]
     _pruned: tuple[Any, ...] | list[tuple[nn.Module, str, nn.Module]] = ()  # parent, name and module, as last checked
 
     def __new__(cls, config: NMSparseConfig | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -565,6 +564,9 @@ class _NMSparse(PreTrainedModel):
         """Take the weights for those that the configuration describes."""
         self._check_linears()
         self._base_samples = samples_of(self)
+        schemes = self.config.sparsity["schemes"]
+        zeroed = [name for scheme in schemes if scheme["prune"] == "weights" for name in scheme["modules"]]
+        self.dense_weights = dict.fromkeys(zeroed)
 
     @classmethod
     def from_dense(cls, model: PreTrainedModel, sparsity: dict[str, Any]) -> Any:
@@ -590,13 +592,14 @@ class _NMSparse(PreTrainedModel):
         model.__class__ = bound
         sparse: Any = model
         sparse._become_sparse(NMSparseConfig(base_config=model.config, sparsity=sparsity), replacements)
-        sparse._is_loaded()
+        sparse._base_samples = samples_of(sparse)
         return sparse
 
     def _become_sparse(self, config: NMSparseConfig, replacements: dict[str, NMSparseLinear] | None = None) -> None:
         for name, linear in (replacements or _sparse_linears(self, config.sparsity)).items():
             self.set_submodule(name, linear)
         self.config = config
+        self.dense_weights = {}
         # the base class has turned this class attribute into a set of its own by now
         self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), *NMSparseLinear._buffer_names}
 
@@ -611,27 +614,20 @@ class _NMSparse(PreTrainedModel):
     def to_dense(self) -> Any:
         """Turn the model back into the dense one, in place and without copying a weight; returns it.
 
-        Weights that `prune: weights` has zeroed get their numbers back, if `nm_export.sparsify` has kept them.
+        Weights that `prune: weights` has zeroed get their numbers back, of which `nm_export.sparsify` keeps copies.
 
         Raises:
-            ValueError: it has not.
+            ValueError: there is no copy.
         """
-        kept = self.__dict__.get("_dense_weights", {})
-        zeroed = [
-            name
-            for scheme in self.config.sparsity["schemes"]
-            if scheme["prune"] == "weights"
-            for name in scheme["modules"]
-        ]
-        if lost := [name for name in zeroed if name not in kept]:
+        if lost := [name for name, weight in self.dense_weights.items() if weight is None]:
             raise ValueError(
                 f"The dense weights of {lost[0]} ({len(lost)} linears) are gone: prune: weights has zeroed a part of "
                 "them, and no copy was kept; load the base model instead."
             )
-        for name, weight in kept.items():
+        for name, weight in self.dense_weights.items():
             with torch.no_grad():
-                self.get_parameter(f"{name}.weight").copy_(weight)
-        for attribute in ("_dense_weights", "_base_samples", "_pruned"):
+                self.get_parameter(f"{name}.weight").copy_(weight)  # type: ignore[arg-type]  # none is None
+        for attribute in ("dense_weights", "_base_samples", "_pruned"):
             self.__dict__.pop(attribute, None)
         for name, module in self.nm_modules().items():
             with torch.device("meta"):

@@ -155,12 +155,12 @@ def sample(tensor: Tensor) -> Tensor:
     """Some numbers of a tensor, spread over it and the same ones whatever its layout in memory; a view of it."""
     if tensor.dim() != 2:
         return tensor.reshape(-1)[:: max(1, tensor.numel() // _SAMPLED)]
-    count = min(_SAMPLED, *tensor.shape)
+    rows, columns = tensor.shape
+    count = min(_SAMPLED, rows, columns)
     if count == 0:
         return tensor.new_empty(0)
-    rows, columns = tensor.shape
-    step = rows // count * tensor.stride(0) + columns // count * tensor.stride(1)
-    return tensor.as_strided((count,), (step,))
+    down, across = tensor.stride()
+    return tensor.as_strided((count,), (rows // count * down + columns // count * across,))
 
 
 def samples_of(model: nn.Module) -> dict[str, Tensor]:

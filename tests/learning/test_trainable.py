@@ -107,7 +107,7 @@ def test_a_shift_that_linears_share_gets_the_sum_of_their_gradients():
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_the_linear_in_training_computes_the_same(shift, phase, variance_correction, grouping, dtype):
     module = linear(shift, variance_correction, phase, dtype, grouping)
-    x = separated_input().to(dtype)
+    x = separated_input().to(dtype)[None]  # one sequence
     with torch.no_grad():
         expected = module(x)
         with trainable(module, {"linear": module}, EVERYTHING, weight_rank=RANK):
