@@ -197,6 +197,7 @@ def _refuse_flattened(model: PreTrainedModel, linears: dict[str, nn.Linear], pla
     }
     if not asked:
         return
+    remedies = {"score": "score: clact", "phase": "phase: both"}
     shapes: dict[str, list[int]] = {}
     with _inputs_noted({name: linears[name] for name in asked}, lambda name, x: shapes.update({name: list(x.shape)})):
         _run(model, batch=2, tokens=3)
@@ -204,8 +205,8 @@ def _refuse_flattened(model: PreTrainedModel, linears: dict[str, nn.Linear], pla
         if shape[:-1] != [2, 3]:
             raise UserError(
                 f"{name} reads {shape} for 2 sequences of 3 tokens: all tokens in one list, in which {asked[name]} "
-                "cannot tell one sequence from the next. Use phase: both and another score than clact_noncausal for "
-                "it (sparsity.overrides), or add it to sparsity.ignore."
+                f"cannot tell one sequence from the next; give it {remedies[asked[name].partition(':')[0]]} in "
+                "sparsity.overrides, or add it to sparsity.ignore."
             )
 
 

@@ -44,6 +44,8 @@ class TracedModel(nn.Module):
         copy = shallow_copy(model).eval()
         for index, (name, linear) in enumerate(self.linears.items()):
             copy.set_submodule(name, _Product(linear, index))
+        # nothing in it prunes any more, which the class of sparse models would refuse
+        copy.__class__ = getattr(copy, "_base_class", None) or type(copy)
         _widen(copy)
         self.model = copy
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters

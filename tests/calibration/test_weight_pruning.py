@@ -4,9 +4,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
 
+from nm_export import NMSparseForCausalLM, UserError, sparsify
 from nm_export.calibration import weight_pruning
+from nm_export.calibration.calibrate import calibrate
+from nm_export.calibration.processes import Processes
+from nm_export.calibration.text import TokenSequences
 from nm_export.calibration.weight_pruning import prune_weight_
+from nm_export.plan import make_plan
+from nm_export.preparation import _allocate
+from tests.tiny_models import dense_model, recipe, sparse_model, token_ids
 
 
 def expected(weight, n, m):
@@ -47,3 +55,59 @@ def test_a_parameter_is_pruned_in_place_and_twice_is_once():
     prune_weight_(linear.weight, 8, 16)
     assert torch.equal(linear.weight, once)
     assert linear.weight.requires_grad
+
+
+def same(model, weights):
+    return all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items() if name in weights)
+
+
+def test_a_loop_over_schemes_gets_its_dense_model_back():
+    model = dense_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for scheme in ({"prune": "weights"}, {"overrides": [{"modules": "*.up_proj", "prune": "weights"}]}):
+        sparse = sparsify(model, pattern="8:16", **scheme)
+        weight = sparse.model.layers[0].mlp.up_proj.weight
+        assert (weight == 0).sum() == weight.numel() // 2  # at once
+        calibrate(sparse)
+        assert (weight == 0).sum() == weight.numel() // 2
+        model = sparse.to_dense()
+        assert type(model) is LlamaForCausalLM
+        assert same(model, before)
+
+
+def test_statistics_are_those_of_the_dense_model():
+    scheme = {"pattern": "8:16", "score": "clact"}
+    found = []
+    for overrides in ([], [{"modules": "model.layers.0.*", "prune": "weights", "score": "magnitude"}]):
+        model = sparsify(dense_model(), **scheme, overrides=overrides)
+        calibrate(model, token_ids(4, 8))
+        found.append(model.nm_modules()["model.layers.1.mlp.down_proj"].nm_score)
+    assert torch.equal(*found)
+
+
+def test_weights_are_pruned_again_when_calibration_fails():
+    overrides = [{"modules": "*.up_proj", "prune": "weights", "shift": "none"}]
+    model = sparsify(dense_model(), pattern="8:16", shift="static_channel", overrides=overrides)
+    model.model.layers[0].mlp.gate_proj.weight.data.fill_(float("nan"))
+    with pytest.raises(UserError, match="NaN"):
+        calibrate(model, token_ids(4, 8))
+    weight = model.model.layers[0].mlp.up_proj.weight
+    assert (weight == 0).sum() == weight.numel() // 2
+
+
+def test_without_copies_the_dense_model_is_gone(tmp_path):
+    model = sparse_model(prune="weights")  # as a recipe's run has it: no memory for copies
+    calibrate(model)
+    model.save_pretrained(tmp_path)
+    for pruned in (model, NMSparseForCausalLM.from_pretrained(tmp_path)):
+        with pytest.raises(ValueError, match=r"q_proj \(14 linears\) are gone: prune: weights.*load the base model"):
+            pruned.to_dense()
+
+
+def test_a_budget_starts_from_the_dense_model_again():
+    made = recipe(budget=0.5, overrides=[{"modules": "*.up_proj", "prune": "weights"}])
+    model = dense_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    text = TokenSequences(token_ids(4, 8), {})
+    _allocate(model, make_plan(model, made), made, text, Processes())
+    assert same(model, before)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, PhiConfig
 
@@ -157,3 +158,21 @@ def test_a_model_without_linears():
     with pytest.raises(UserError, match=r"no torch\.nn\.Linear"):
         plan(model, targets="*.q_proj")
     assert isinstance(model.lm_head, torch.nn.Linear)
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["by peft", "by transformers"])
+def test_an_adapter_has_to_be_merged_first(wrapped):
+    model, adapter = dense_model(), LoraConfig(r=2, target_modules=["q_proj"])
+    if wrapped:
+        model = get_peft_model(model, adapter)
+    else:
+        model.add_adapter(adapter)
+    with pytest.raises(UserError, match=r"holds an adapter \(.*q_proj\) that is not merged .*; merge it first: peft\."):
+        plan(model)
+    if wrapped:
+        assert plan(model.merge_and_unload()).pruned
+
+
+def test_phases_are_planned_without_weights():
+    with FakeTensorMode():
+        assert plan(dense_model(), phase="decode").pruned

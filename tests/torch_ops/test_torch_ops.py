@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from nm_export import torch_ops
 from nm_export.errors import UserError
-from nm_export.modeling import modeling_nm_sparse
+from nm_export.modeling import NMSparseLinear, modeling_nm_sparse, nm_topk
+from nm_export.modeling.configuration_nm_sparse import SCHEME_DEFAULTS
+from nm_export.modeling.modeling_nm_sparse import keep_mask, plain_torch
 from tests.kernels import reference
 from tests.kernels.cases import assert_follows_specification, cases
 
@@ -266,3 +268,19 @@ def test_a_failure_inside_the_library_is_reported(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     with pytest.raises(RuntimeError, match="out of memory"):
         torch_ops._over_rows(4, 1 << 17, lambda first, rows: 2 if first else 0)
+
+
+def test_types_that_the_operators_do_not_take_are_computed_by_torch():
+    x = torch.randn(2, 3, 32, dtype=torch.float64)
+    scheme = SCHEME_DEFAULTS | {"pattern": "8:16", "shift": "dynamic_mean", "score": "weight_norm", "residual_rank": 2}
+    module = NMSparseLinear(torch.nn.Linear(32, 8), scheme).double().requires_grad_(False)
+    module.weight.data = module.weight.data.t().contiguous().t()  # as prepare() leaves it
+    with plain_torch():
+        expected = module(x)
+    assert module(x).dtype == torch.float64
+    assert torch.equal(module(x), expected)
+    scores = torch.rand(4, 32, dtype=torch.float64)
+    with plain_torch():
+        kept = keep_mask(scores, 8, 16)
+    assert torch.equal(keep_mask(scores, 8, 16), kept)
+    assert nm_topk(x.float(), torch.ones(32).double(), None, n=8, m=16)[0].dtype == torch.float32
