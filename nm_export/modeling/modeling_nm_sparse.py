@@ -372,21 +372,23 @@ class NMSparseLinear(nn.Linear):
 
     def _is_current(self) -> bool:
         """Whether `nm_offset` is known to be that of weight and shift."""
-        if self._offset_of is None:  # loaded or new: right in every row, or in none
-            return self._is_right_in_some_rows()
+        if (
+            self._offset_of is None
+        ):  # new, or loaded: of these weights or not, and a damaged file is not mended silently
+            if right := bool(self._right_rows().any()):
+                self.keep_offset()
+            return right
         counts, samples = self._offset_of
         if not all(map(torch.equal, map(sample, self._sources()), samples)):
             return False
         # weights that Accelerate fetches are other tensors in every call
-        return bool(counts == self._counts()) or (hasattr(self, "_hf_hook") and self._is_right_in_some_rows())
+        return bool(counts == self._counts()) or (hasattr(self, "_hf_hook") and bool(self._right_rows().all()))
 
-    def _is_right_in_some_rows(self) -> bool:
+    def _right_rows(self) -> Tensor:
+        """Which of some rows of `nm_offset` are those of weight and shift, bool."""
         assert self.nm_offset is not None
         step = max(1, self.out_features // 4)
-        right = bool(_agree(self.nm_offset.detach()[::step], self._exact_offset(step)).all())
-        if right and self._offset_of is None:
-            self.keep_offset()
-        return right
+        return _agree(self.nm_offset.detach()[::step], self._exact_offset(step))
 
     def _offset_for(self, values: Tensor) -> Tensor | None:
         """`nm_offset`, up to date; None where there is none, or where the shift has to go through the product."""

@@ -121,9 +121,10 @@ class _Product(nn.Module):
         self.register_parameter(WEIGHT, _stand_in((linear.in_features, linear.out_features), index))
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = getattr(self, WEIGHT)
-        y = torch.matmul(x[None], weight)[0] if x.dim() == 2 else torch.matmul(x, weight)
-        return y if self.bias is None else y + self.bias
+        flat = x.dim() == 2
+        y = torch.matmul(x[None] if flat else x, getattr(self, WEIGHT))
+        y = y if self.bias is None else y + self.bias  # right after the product, where it is looked for
+        return y[0] if flat else y
 
 
 def _widen(model: nn.Module) -> None:

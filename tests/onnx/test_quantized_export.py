@@ -32,6 +32,8 @@ def with_stored_weights(model, path):
         new = module.weight.detach().clone()
         new[stored.start : stored.stop] = weight
         module.weight = torch.nn.Parameter(new)
+        if stored.module in model.nm_modules():
+            module.keep_offset()  # the graph's offsets are those of the float weights
     return model
 
 
