@@ -13,6 +13,7 @@ from nm_export.torch_ops import prepare
 
 # Storing the weights in another order takes as long as some 30 tokens get faster by it.
 _TOKENS_WORTH_PREPARING = 60
+_SPARE_POSITIONS = 2  # rows of a table that stand for padding, as OPT has them
 
 
 def generate(
@@ -48,18 +49,24 @@ def generate(
         if not dense and max_new_tokens >= _TOKENS_WORTH_PREPARING:
             prepare(model)
     ids = torch.tensor([_prompt_ids(tokenizer, prompt)])
+    if backend == "torch":
+        _check_positions(model, ids.shape[1], max_new_tokens)
     tokens = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_new_tokens)
     return _text(tokenizer, tokens[0, ids.shape[1] :].tolist())
 
 
 def _generate_genai(folder: Path, prompt: str, max_new_tokens: int) -> str:
     from nm_export.onnx import genai_model
+    from nm_export.onnx.genai import context_length
 
     model = genai_model(folder / "onnx")
     import onnxruntime_genai as og
 
+    from nm_export.onnx.graph_generation import check_positions
+
     tokenizer = load_tokenizer(folder)
     ids = _prompt_ids(tokenizer, prompt)
+    check_positions(len(ids), max_new_tokens, context_length(folder / "onnx"), last_is_read=True)
     parameters = og.GeneratorParams(model)
     parameters.set_search_options(max_length=len(ids) + max_new_tokens, do_sample=False)
     generator = og.Generator(model, parameters)
@@ -69,6 +76,20 @@ def _generate_genai(folder: Path, prompt: str, max_new_tokens: int) -> str:
         generator.generate_next_token()
         tokens.append(int(generator.get_next_tokens()[0]))
     return _text(tokenizer, tokens)
+
+
+def _check_positions(model: Any, prompt: int, new: int) -> None:
+    """Raise a UserError if a model that looks positions up in a table has too few of them; angles have no end."""
+    from nm_export.onnx.graph_generation import check_positions
+
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    words = model.get_input_embeddings()
+    tables = [m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not words]
+    tables += [buffer for name, buffer in model.named_buffers() if "position" in name]
+    if limit is not None and any(
+        limit <= len(table) <= limit + _SPARE_POSITIONS for table in tables if table.dim() == 2
+    ):
+        check_positions(prompt, new, limit)
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:

@@ -77,11 +77,12 @@ def _explained(where: str) -> Iterator[None]:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a tokenizer into an existing folder."""
+    """Save a tokenizer into an existing folder; texts of a batch are padded on the left, as they are continued."""
     tokenizer.save_pretrained(folder)
     config_file = folder / "tokenizer_config.json"
     settings = json.loads(config_file.read_text(encoding="utf-8"))
     settings = {key: value for key, value in settings.items() if key not in _LOCAL_KEYS}
+    settings["padding_side"] = "left"
     config_file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

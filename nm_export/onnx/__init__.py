@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nm_export.onnx.dense_graph import build_dense_twin
     from nm_export.onnx.export import ExportResult, export_onnx
     from nm_export.onnx.genai import disable_library, enable_library, genai_model
     from nm_export.onnx.modeling_ort import NMSparseORTModelForCausalLM
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "ExportResult": "export",
     "NMSparseORTModelForCausalLM": "modeling_ort",
+    "build_dense_twin": "dense_graph",
     "create_session": "session",
     "disable_library": "genai",
     "enable_library": "genai",
@@ -26,6 +28,7 @@ _HOMES = {
 __all__ = [
     "ExportResult",
     "NMSparseORTModelForCausalLM",
+    "build_dense_twin",
     "create_session",
     "disable_library",
     "enable_library",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _INTEGERS = {torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8}
 _CARRIED = {"tokenizer", "assistant_tokenizer"}  # transformers carries them along with what `forward` takes
+_FEW = 32  # tokens, below which Python is faster than torch; steps of generation are
 _NO_LABEL = -100  # as transformers marks them
 
 
@@ -43,11 +44,19 @@ def token_ids(value: Any, vocabulary: int, name: str = "input_ids") -> Tensor:
         )
     if not ids.numel():
         raise InputError(f"{name} have the shape {list(ids.shape)}: there is no token in them.")
-    low, high = torch.aminmax(ids)
+    low, high = _range(ids)
     if low < 0 or high >= vocabulary:
-        wrong = int(low) if low < 0 else int(high)
+        wrong = low if low < 0 else high
         raise InputError(f"{name} hold {wrong}; the vocabulary has the tokens 0 to {vocabulary - 1}.")
     return ids
+
+
+def _range(ids: Tensor) -> tuple[int, int]:
+    if ids.numel() <= _FEW:
+        values = [value for row in ids.tolist() for value in row]
+        return min(values), max(values)
+    low, high = torch.aminmax(ids)
+    return int(low), int(high)
 
 
 def token_mask(value: Any, name: str = "attention_mask") -> Tensor:
@@ -66,6 +75,8 @@ def token_mask(value: Any, name: str = "attention_mask") -> Tensor:
 
 
 def _tensor(value: Any, name: str) -> Tensor:
+    if value is None:
+        raise InputError(f"{name} are missing.")
     if isinstance(value, Mapping):
         raise InputError(f"{name} are a {type(value).__name__}; hand it over as keyword arguments: model(**inputs).")
     try:
@@ -96,11 +107,11 @@ def new_tokens(attention_mask: Any, cache: "ORTCache", rows: int, tokens: int) -
     marked = int(torch.count_nonzero(mask))
     if marked == rows * total and cache.mask is None:
         return None
-    new = mask[:, held:].bool()
+    new = mask[:, held:]
     whole = bool(new.all())
     if not (step and whole and marked == rows * total - cache.all_padding):
         _check_past(mask[:, :held].bool(), cache)
-    return None if whole else new
+    return None if whole else new.bool()
 
 
 def _check_past(mask: Tensor, cache: "ORTCache") -> None:

@@ -86,6 +86,12 @@ def genai_model(model_id: str | Path, *, library: bool | None = None, revision: 
     import onnxruntime_genai
 
     folder = _genai_folder(local_folder(model_id, revision=revision))
+    config = read_json_object(folder / _CONFIG)
+    _check_paths(config, folder / _CONFIG)
+    _session_options(config, folder / _CONFIG)
+    for name in ("model.onnx", "model.onnx.data"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}: copy or download the folder again, or export the model again.")
     source = None
     if library is not False:
         try:
@@ -139,16 +145,36 @@ def _write_library_key(folder: Path, name: str | None) -> str | None:
     """Set or remove the library's name in genai_config.json; returns the name it had."""
     config = read_json_object(folder / _CONFIG)
     _check_paths(config, folder / _CONFIG)
-    try:
-        options = config["model"]["decoder"]["session_options"]
-        before = options.pop(_KEY, None)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / _CONFIG} has no model.decoder.session_options; export the model again.") from error
+    options = _session_options(config, folder / _CONFIG)
+    before = options.pop(_KEY, None)
     if name is not None:
         options[_KEY] = name
     if name != before:
         _replace(folder / _CONFIG, json.dumps(config, indent=4).encode())
     return before
+
+
+def context_length(folder: Path) -> int:
+    """Tokens that onnxruntime-genai takes in all, of a folder with genai_config.json.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    model = read_json_object(folder / _CONFIG).get("model")
+    length = model.get("context_length") if isinstance(model, dict) else None
+    if not isinstance(length, int):
+        raise UserError(f"{folder / _CONFIG} has no model.context_length; export the model again.")
+    return length
+
+
+def _session_options(config: dict[str, Any], origin: Path) -> dict[str, Any]:
+    try:
+        options = config["model"]["decoder"]["session_options"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{origin} has no model.decoder.session_options; export the model again.") from error
+    if not isinstance(options, dict):
+        raise UserError(f"{origin}: model.decoder.session_options is no mapping; export the model again.")
+    return options
 
 
 def _check_paths(value: Any, origin: Path) -> None:

@@ -172,14 +172,18 @@ class GraphGeneration(GenerationMixin):
         return
 
 
-def check_positions(prompt: int, new: int, limit: int) -> None:
-    """Raise an InputError if `limit` positions are too few for a prompt and `new` tokens, whose last is not read."""
-    if prompt > limit:
-        raise InputError(f"The prompt has {prompt} tokens; the model has {limit} positions: shorten it.")
-    if prompt + new - 1 > limit:
+def check_positions(prompt: int, new: int, limit: int, *, last_is_read: bool = False) -> None:
+    """Raise an InputError if a model with `limit` positions cannot add `new` tokens to a prompt.
+
+    The last token is not read any more, and needs no position but in onnxruntime-genai (`last_is_read`).
+    """
+    room = limit - prompt + (not last_is_read)
+    if room < 1:
+        raise InputError(f"The prompt has {prompt} tokens; the model has {limit} positions: shorten the prompt.")
+    if new > room:
         raise InputError(
             f"The prompt has {prompt} tokens and {new} more are asked for; the model has {limit} positions: ask for at "
-            f"most {limit + 1 - prompt} (max_new_tokens), or shorten the prompt."
+            f"most {room} (max_new_tokens), or shorten the prompt."
         )
 
 

@@ -108,6 +108,8 @@ def open_session(
     except Exception as error:  # ONNX Runtime's own exception types differ between its versions
         if "Domain already set" in str(error):
             raise InputError("These session_options have the compiled operators already; give new ones.") from error
+        if isinstance(source, Path) and data_path(source).name in str(error) and not data.is_file():
+            raise UserError(f"{data} does not exist: copy or download the folder again.") from error
         raise NMExportError(f"ONNX Runtime {onnxruntime.__version__} cannot open {data.parent}: {error}") from error
 
 

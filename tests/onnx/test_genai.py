@@ -87,6 +87,25 @@ def test_folder_without_export_is_named(tmp_path):
             action(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.onnx", None, r"onnx has no model\.onnx: copy or download"),
+        ("model.onnx.data", None, r"onnx has no model\.onnx\.data: copy or download"),
+        ("genai_config.json", "{", r"published/onnx/genai_config\.json is not valid JSON"),
+        ("genai_config.json", "{}", r"published/onnx/genai_config\.json has no model\.decoder\.session_options"),
+    ],
+)
+def test_incomplete_and_damaged_folders_are_named(folder, file, content, message):
+    (folder / "onnx" / file).unlink()
+    if content is not None:
+        (folder / "onnx" / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        genai_model(folder)
+    with pytest.raises(UserError, match=r"config\.json is a file: give the folder"):
+        genai_model(folder / "config.json")
+
+
 @pytest.mark.parametrize("name", ["../victim.so", "/tmp/victim.so", "sub/../../victim.so"])
 def test_a_configuration_names_no_file_outside_its_folder(tmp_path, name):
     victim = tmp_path / "victim.so"

@@ -1,5 +1,7 @@
 """NMSparseORTModelForCausalLM: what transformers users expect, equal to the torch model."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -106,8 +108,9 @@ def test_wrong_calls_are_explained(publish, tmp_path):
         NMSparseORTModelForCausalLM.from_pretrained("nobody/nothing", local_files_only=True)
     with pytest.raises(UserError, match=r"model\.onnx does not exist"):
         NMSparseORTModelForCausalLM.from_pretrained(tmp_path)
+    shutil.copytree(published.folder / "onnx", tmp_path / "alone" / "onnx")
     with pytest.raises(UserError, match=r"has no config\.json: give the folder of the published model"):
-        NMSparseORTModelForCausalLM.from_pretrained(published.folder / "onnx", subfolder=".", library=False)
+        NMSparseORTModelForCausalLM.from_pretrained(tmp_path / "alone" / "onnx", library=False)
     with pytest.raises(UserError, match="inputs_embeds"):
         load(published)(LONG, inputs_embeds=torch.zeros(1, 5, 64))
     with pytest.raises(ValueError, match=r"attention_mask is \(1, 4\); 1 rows of 5 tokens"):
