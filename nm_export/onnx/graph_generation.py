@@ -28,7 +28,7 @@ class GraphGeneration(GenerationMixin):
 
     max_positions: int | None
     session: Any
-    _check_cache: Callable[[Any, int], None]
+    _check_cache: Callable[[Any, int | None], None]
     _cache_class: type[ORTCache]
     _vocabulary: int
 
@@ -99,7 +99,7 @@ class GraphGeneration(GenerationMixin):
         cache = kwargs.get("past_key_values")
         if cache is None:
             cache = self._cache_class.for_session(self.session)
-        self._check_cache(cache, cache.rows or rows)
+        self._check_cache(cache, None)
         mask = _mask_from_padding(given, cache, option) if said is None else token_mask(said)
         held, width = cache.length, mask.shape[-1]
         if mask.dim() != 2 or len(mask) != rows or given.shape[1] not in (width, width - held):

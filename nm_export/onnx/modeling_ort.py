@@ -229,14 +229,17 @@ class NMSparseORTModelForCausalLM(SessionAttributes, GraphGeneration, OptimizedM
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=returned)
         return output if return_dict in (True, None) else output.to_tuple()
 
-    def _check_cache(self, cache: Any, rows: int) -> None:
+    def _check_cache(self, cache: Any, rows: int | None) -> None:
         if type(cache) is not self._cache_class or cache.shapes != self._shapes:
             raise InputError(
                 f"past_key_values is a {type(cache).__name__} that does not belong to this graph: give the cache that "
                 "an earlier call of this model returned, or none."
             )
-        if cache.rows not in (None, rows):
-            raise InputError(f"past_key_values holds {cache.rows} rows, and input_ids have {rows}.")
+        if rows is not None and cache.rows not in (None, rows):
+            raise InputError(
+                f"past_key_values holds {cache.rows} rows, and input_ids have {rows}: its method "
+                "batch_repeat_interleave repeats rows."
+            )
 
     def _check_length(self, cache: ORTCache, new: Tensor | None, rows: int, tokens: int) -> None:
         limit = self.max_positions
