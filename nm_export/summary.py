@@ -83,6 +83,8 @@ class Summary:
             text += (
                 "\nfrom nm_export.onnx import genai_model  # onnxruntime-genai\n"
                 f'model = genai_model("{self.folder}/onnx")\n'
+                f"# programs that open {self.folder}/onnx themselves are slower than the dense model until\n"
+                f"# nm-export enable-genai {self.folder}\n"
             )
         return text
 
