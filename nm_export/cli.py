@@ -208,7 +208,7 @@ def export(
             push_to_hub=push_to_hub,
             repo_id=repo_id,
             revision=revision,
-            private=private or loaded.publish.private,
+            private=private,
             create_pr=create_pr,
             skip_onnx=skip_onnx,
             overwrite=overwrite,

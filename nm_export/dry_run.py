@@ -16,7 +16,8 @@ from nm_export.onnx.base_graph import AUTHORS
 from nm_export.plan import Plan
 from nm_export.publishing.base_weights import check_source
 from nm_export.publishing.folder import check_target
-from nm_export.recipe import Recipe, Scheme
+from nm_export.publishing.settings import publish_settings
+from nm_export.recipe import PublishSection, Recipe, Scheme
 from nm_export.sources import SourceUnavailableError, resolve_source
 from nm_export.summary import size_in_words as _size
 
@@ -144,11 +145,13 @@ def dry_run(
         estimate = Estimate(
             disk(recipe, shapes, with_onnx=with_onnx), costs(recipe, shapes, rates, with_onnx=with_onnx), rates
         )
+    publishing = None
     if push_to_hub:
+        publishing = publish_settings(
+            recipe, repo_id=repo_id, revision=revision, private=private, create_pr=create_pr, overwrite=overwrite
+        )
         unchecked.append("whether you are logged in to the Hub and may write there: a dry run does not ask")
-    steps = tuple(
-        _steps(recipe, target, shapes, estimate, push_to_hub, repo_id, revision, private, create_pr, with_onnx)
-    )
+    steps = tuple(_steps(recipe, target, shapes, estimate, publishing, with_onnx))
     return DryRun(recipe, target, shapes, estimate, steps, tuple(unchecked), every_module)
 
 
@@ -157,11 +160,7 @@ def _steps(
     target: Path,
     shapes: Shapes | None,
     estimate: Estimate | None,
-    push_to_hub: bool,
-    repo_id: str | None,
-    revision: str | None,
-    private: bool,
-    create_pr: bool,
+    publishing: PublishSection | None,
     with_onnx: bool,
 ) -> Iterator[str]:
     text, held_out = recipe.calibration, recipe.held_out
@@ -202,14 +201,14 @@ def _steps(
         )
     if recipe.benchmark.enabled and with_onnx:
         yield f"time it beside the dense model, after prompts of {', '.join(map(str, recipe.benchmark.prompts))} tokens"
-    if push_to_hub:
-        name = repo_id or recipe.publish.repo_id or recipe.name
-        branch = revision or recipe.publish.revision
-        how = "as a pull request " if create_pr or recipe.publish.create_pr else ""
-        where = "" if branch == "main" else f", branch {branch}"
-        visibility = "private" if private else "public"
+    if publishing:
+        how = "as a pull request " if publishing.create_pr else ""
+        where = "" if publishing.revision == "main" else f", branch {publishing.revision}"
+        visibility = "private" if publishing.private else "public"
         size = f": {_size(estimate.disk.safetensors + estimate.disk.onnx)}" if estimate else ""
-        yield f"publish the folder {how}as {name} ({visibility}) on the Hugging Face Hub{where}{size}"
+        yield f"publish the folder {how}as {publishing.repo_id} ({visibility}) on the Hugging Face Hub{where}{size}"
+        if publishing.overwrite:
+            yield "replace there what nm-export did not write"
         if places := recipe.places():
             yield f"show there where files lie here: {', '.join(places)} (relative paths would not)"
 

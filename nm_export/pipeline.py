@@ -30,6 +30,7 @@ from nm_export.publishing.folder import check_target
 from nm_export.publishing.hub import Publication, command, find_destination, push
 from nm_export.publishing.repository import Destination
 from nm_export.publishing.save import write_model
+from nm_export.publishing.settings import publish_settings
 from nm_export.publishing.workspace import Workspace, working_on
 from nm_export.quiet import quiet_transformers
 from nm_export.recipe import Recipe, load_recipe
@@ -72,7 +73,7 @@ def run(
         push_to_hub: whether to publish the verified folder.
         repo_id: repository to publish to instead of the recipe's.
         revision: branch of it instead of the recipe's.
-        private: whether a new repository is private.
+        private: whether a new repository is private; the recipe may say so too, as it may of the others.
         create_pr: whether to leave a pull request there.
         skip_onnx: whether to leave out the ONNX export.
         overwrite: whether an earlier export may be replaced, and a repository that holds something else.
@@ -90,15 +91,10 @@ def run(
     if push_to_hub:
         if not recipe.verify.enabled:
             raise UserError("--push-to-hub needs verify.enabled: nothing is published unverified.")
-        destination = find_destination(
-            repo_id or recipe.publish.repo_id,
-            recipe.name,
-            revision=revision or recipe.publish.revision,
-            private=private,
-            create_pr=create_pr or recipe.publish.create_pr,
-            overwrite=overwrite or recipe.publish.overwrite,
-            commit_message=recipe.publish.commit_message,
+        settings = publish_settings(
+            recipe, repo_id=repo_id, revision=revision, private=private, create_pr=create_pr, overwrite=overwrite
         )
+        destination = find_destination(settings)
         _say_what_it_shows(recipe, destination)
     base = None
     if recipe.publish.weights == "reference":
@@ -232,7 +228,7 @@ def publish_folder(
         folder: the folder.
         repo_id: repository to publish to instead of the one in the folder's recipe.
         revision: branch of it instead of the recipe's.
-        private: whether a new repository is private.
+        private: whether a new repository is private; the recipe may say so too, as it may of the others.
         create_pr: whether to leave a pull request there.
         overwrite: whether a repository that holds something else may be replaced.
 
@@ -243,16 +239,10 @@ def publish_folder(
     folder = Path(folder).resolve()
     check_verified(folder)
     recipe = load_recipe(folder / "recipe.yaml")
-    settings = recipe.publish
-    destination = find_destination(
-        repo_id or settings.repo_id,
-        recipe.name,
-        revision=revision or settings.revision,
-        private=private or settings.private,
-        create_pr=create_pr or settings.create_pr,
-        overwrite=overwrite or settings.overwrite,
-        commit_message=settings.commit_message,
+    settings = publish_settings(
+        recipe, repo_id=repo_id, revision=revision, private=private, create_pr=create_pr, overwrite=overwrite
     )
+    destination = find_destination(settings)
     _say_what_it_shows(recipe, destination)
     continued = f"interrupted; continue with `{command(folder, destination)}`"
     with saying(lambda: continued):

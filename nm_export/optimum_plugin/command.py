@@ -104,7 +104,7 @@ class NMSparseExportCommand(BaseOptimumCLICommand):
                 output_dir=output,
                 push_to_hub=args.push_to_hub,
                 repo_id=args.repo_id,
-                private=args.private or recipe.publish.private,
+                private=args.private,
                 create_pr=args.create_pr,
                 skip_onnx=args.skip_onnx,
                 overwrite=args.overwrite,

@@ -1,7 +1,8 @@
 """Publish a verified folder on the Hugging Face Hub: check the way first, upload, read back."""
 
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -17,6 +18,9 @@ from nm_export.publishing.hub_requests import PAUSES, bounded_waits, explained, 
 from nm_export.publishing.received import check_received
 from nm_export.publishing.repository import Destination, check_destination, open_repository
 from nm_export.publishing.upload import upload
+from nm_export.recipe import PublishSection
+
+_HOW = PublishSection.model_fields.keys() - {"repo_id"}
 
 
 @dataclass(frozen=True)
@@ -53,48 +57,27 @@ class Publication:
         return f"{self.url}: {', '.join(parts)}; read back, equal"
 
 
-def find_destination(
-    repo_id: str | None,
-    default_name: str,
-    *,
-    revision: str = "main",
-    private: bool = False,
-    create_pr: bool = False,
-    overwrite: bool = False,
-    commit_message: str = Destination.commit_message,
-) -> Destination:
+def find_destination(settings: PublishSection) -> Destination:
     """Return where to publish, after asking the Hub who is logged in and what is there.
 
     Called before any work is done, so that a missing token or a repository that holds something else is not found out
     after an hour.
 
     Args:
-        repo_id: `user/name`, `name` or None.
-        default_name: name to use when there is none.
-        revision: see `Destination`, as the others.
-        private: see `Destination`.
-        create_pr: see `Destination`.
-        overwrite: see `Destination`.
-        commit_message: see `Destination`.
+        settings: of `publish_settings`; `name` alone is a repository of the account that is logged in.
 
     Raises:
         UserError: nobody is logged in, the token is refused or can only read, the Hub is out of reach, or the
             repository may not be written to.
         NMExportError: the Hub failed.
     """
-    name = repo_id or default_name
+    name = settings.repo_id
+    assert name is not None
     with bounded_waits(), explained(name, "run the command again"):
         api = HfApi()
         user = _whoami(api)
-        destination = Destination(
-            name if "/" in name else f"{user}/{name}",
-            user,
-            revision=revision,
-            private=private,
-            create_pr=create_pr,
-            overwrite=overwrite,
-            commit_message=commit_message,
-        )
+        how = {field.name: getattr(settings, field.name) for field in fields(Destination) if field.name in _HOW}
+        destination = Destination(name if "/" in name else f"{user}/{name}", user, **how)
         check_destination(api, destination)
     return destination
 
@@ -145,7 +128,7 @@ def push(folder: Path, destination: Destination) -> Publication:
 
 def command(folder: Path, destination: Destination) -> str:
     """The command line that publishes `folder` there."""
-    words = ["nm-export publish", str(folder), "--repo-id", destination.repo_id]
+    words = ["nm-export", "publish", str(folder), "--repo-id", destination.repo_id]
     if destination.revision != "main":
         words += ["--revision", destination.revision]
     words += [
@@ -157,7 +140,7 @@ def command(folder: Path, destination: Destination) -> str:
         )
         if wanted
     ]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _whoami(api: HfApi) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Self
 
 import yaml
@@ -23,6 +23,7 @@ from nm_export.recipe.sections import (
     Section,
     SparsitySection,
     VerifySection,
+    is_a_place,
 )
 
 _SCHEME_FIELDS = tuple(SchemeFields.model_fields)
@@ -62,7 +63,7 @@ class Recipe(Section):
     @classmethod
     def _stays_in_the_working_directory(cls, value: str | None) -> str | None:
         # whoever wrote the recipe does not choose where the one who runs it is written to
-        if value is not None and (_is_a_place(value) or ".." in re.split(r"[/\\]", value)):
+        if value is not None and (is_a_place(value) or ".." in re.split(r"[/\\]", value)):
             raise ValueError(f"{value!r} lies outside of the working directory; pass such a folder as --output-dir")
         return value
 
@@ -166,7 +167,7 @@ class Recipe(Section):
             for section, values in self.to_dict().items()
             if isinstance(values, dict)
             for key, value in values.items()
-            if isinstance(value, str) and _is_a_place(value)
+            if isinstance(value, str) and is_a_place(value)
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,9 +186,3 @@ class Recipe(Section):
 
 def _matches(name: str, wildcards: Iterable[str]) -> bool:
     return any(fnmatchcase(name, wildcard) for wildcard in wildcards)
-
-
-def _is_a_place(value: str) -> bool:
-    """Whether a path says where it is by itself, on any system."""
-    windows = PureWindowsPath(value)
-    return value.startswith("~") or PurePosixPath(value).is_absolute() or bool(windows.drive or windows.root)

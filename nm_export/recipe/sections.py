@@ -4,6 +4,7 @@ The attribute docstrings are the reference: they become the descriptions in `doc
 """
 
 import re
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -12,11 +13,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from nm_export.recipe.hub_words import check_language, check_license, check_model_id, check_repo_id
 from nm_export.recipe.patterns import check_pattern
 
 Prune = Literal["activations", "weights"]
@@ -45,6 +48,14 @@ Wildcards = Annotated[
 """One shell wildcard or several, matched against whole module names with case; `*` crosses dots."""
 
 
+Words = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(_one_or_many),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+"""One word or several."""
+
+
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
         raise ValueError(f"{value} is not 16, 32, 64, 128 or 256")
@@ -58,6 +69,12 @@ BlockSize = Annotated[
 
 Pattern = Annotated[str, Field(json_schema_extra={"pattern": r"^(\d{1,2}:\d{1,2}|\d{1,3}(\.\d+)?%)$"})]
 """`"N:M"`: keep N of every M neighbouring channels; `"P%"`: keep that share of all channels of a token."""
+
+
+def is_a_place(value: str) -> bool:
+    """Whether a path says where it is by itself, on any system."""
+    windows = PureWindowsPath(value)
+    return value.startswith("~") or PurePosixPath(value).is_absolute() or bool(windows.drive or windows.root)
 
 
 class Section(BaseModel):
@@ -456,12 +473,59 @@ class PublishSection(Section):
     """What the folder, and so the repository, holds: `full`, every weight; `reference`, only those that the base model
     does not have, and where to fetch the others: model.source must have safetensors files."""
 
+    license: str | None = None
+    """Licence of what is published, as the Hub calls it: `apache-2.0`, `cc-by-4.0`, `other`. Left out, as the five keys
+    after it: what the card beside the model says, if there is one."""
+
+    license_name: str | None = None
+    """Name of a licence that is `other`."""
+
+    license_link: str | None = None
+    """Where the terms of a licence that is `other` are."""
+
+    language: Words | None = None
+    """Languages of the model, one or several: codes of two or three letters, `code` or `multilingual`."""
+
+    tags: Words | None = None
+    """Tags beside those that every card has, one or several."""
+
+    base_model: Words | None = None
+    """Hub ids of the models that this one was made from. Left out: `model.source`, if it is on the Hub."""
+
+    card_text: str | None = None
+    """A Markdown file (`.md`) inside of the working directory whose text the card shows after its introduction."""
+
     @field_validator("repo_id")
     @classmethod
     def _repository_name(cls, repo_id: str | None) -> str | None:
-        if repo_id is not None and not re.fullmatch(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}", repo_id, flags=re.ASCII):
-            raise ValueError(f"{repo_id!r} is not a repository name; write user/name")
-        return repo_id
+        return None if repo_id is None else check_repo_id(repo_id)
+
+    @field_validator("license")
+    @classmethod
+    def _license_identifier(cls, identifier: str | None) -> str | None:
+        return None if identifier is None else check_license(identifier)
+
+    @field_validator("language", "base_model")
+    @classmethod
+    def _hub_words(cls, words: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        check = check_language if info.field_name == "language" else check_model_id
+        return None if words is None else tuple(check(word) for word in words)
+
+    @field_validator("card_text")
+    @classmethod
+    def _text_of_the_working_directory(cls, path: str | None) -> str | None:
+        # whoever wrote the recipe does not choose which files of this machine are published
+        if path is not None and (is_a_place(path) or ".." in re.split(r"[/\\]", path)):
+            raise ValueError(f"{path!r} is not inside of the working directory; copy the file there")
+        if path is not None and not path.lower().endswith(".md"):
+            raise ValueError(f"{path!r} is not a Markdown file (.md)")
+        return path
+
+    @model_validator(mode="after")
+    def _other_license_has_a_name(self) -> Self:
+        if self.license != "other" and (self.license_name or self.license_link):
+            raise ValueError("license_name and license_link are for license: other")
+        return self
 
     @field_validator("revision")
     @classmethod

@@ -140,11 +140,6 @@ def test_rich_results_are_rendered(pipeline: RecordedCalls, recipe: str) -> None
     assert run(recipe).stdout.strip() == "done"
 
 
-def test_the_recipe_can_ask_for_a_private_repository(pipeline: RecordedCalls, recipe: str) -> None:
-    run(recipe, "--set", "publish.private=true")
-    assert pipeline.calls[0][2]["private"] is True
-
-
 @pytest.mark.parametrize(
     ("words", "call"),
     [

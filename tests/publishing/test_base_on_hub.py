@@ -7,7 +7,7 @@ import pytest
 from nm_export.errors import UserError
 from nm_export.publishing.base_weights import find_base_weights
 from nm_export.publishing.hub import find_destination, push
-from nm_export.recipe import ModelSection
+from nm_export.recipe import ModelSection, PublishSection
 from tests.publishing.conftest import content
 from tests.publishing.hub_server import Blob, Fault
 
@@ -26,7 +26,7 @@ def base(hub):
 
 def publish(folder, base, **options):
     (folder / "config.json").write_text(json.dumps({"model_type": "nm_sparse", "base_weights": base}))
-    return push(folder, find_destination("user/model", "unused", **options))
+    return push(folder, find_destination(PublishSection(repo_id="user/model", **options)))
 
 
 def test_there_it_is(hub, folder, base):

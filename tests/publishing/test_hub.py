@@ -9,6 +9,8 @@ from nm_export.errors import NMExportError, UserError
 from nm_export.publishing import upload as upload_module
 from nm_export.publishing.hub import find_destination, push
 from nm_export.publishing.repository import Destination
+from nm_export.publishing.settings import publish_settings
+from nm_export.recipe import PublishSection, Recipe
 from tests.publishing.conftest import content, verification, write_files
 from tests.publishing.hub_server import READ, STRANGER, Blob, Fault
 
@@ -16,7 +18,7 @@ REPO = "user/model"
 
 
 def publish(folder, repo_id=REPO, **options):
-    return push(folder, find_destination(repo_id, "unused", **options))
+    return push(folder, find_destination(PublishSection(repo_id=repo_id, **options)))
 
 
 def expected(folder, repo_id=REPO):
@@ -140,14 +142,14 @@ def test_private_if_asked(hub, folder):
 
 
 def test_names(hub):
-    assert find_destination(None, "Mistral-8of16").repo_id == "user/Mistral-8of16"
-    assert find_destination("mine", "Mistral-8of16").repo_id == "user/mine"
-    assert find_destination("team/mine", "Mistral-8of16").repo_id == "team/mine"
+    recipe = Recipe(model={"source": "mistralai/Mistral"})
+    for asked, name in ((None, "user/Mistral-8of16"), ("mine", "user/mine"), ("team/mine", "team/mine")):
+        assert find_destination(publish_settings(recipe, repo_id=asked)).repo_id == name
 
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_what_somebody_else_wrote_stays(when, hub, folder):
-    destination = find_destination(REPO, "unused")
+    destination = find_destination(PublishSection(repo_id=REPO))
     hub.create(REPO, pytorch_model__bin=b"theirs", config__json=b"{}")
     with pytest.raises(
         UserError, match=r"holds something that nm-export did not write \(config.json and 1 more files\)"
