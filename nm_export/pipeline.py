@@ -25,9 +25,8 @@ from nm_export.preparation import Material, Prepared, prepare
 from nm_export.progress import say
 from nm_export.publishing.base_on_hub import check_place
 from nm_export.publishing.base_weights import BaseWeights, find_base_weights, refer
-from nm_export.publishing.contents import check_verified
 from nm_export.publishing.folder import check_target
-from nm_export.publishing.hub import Publication, command, find_destination, push
+from nm_export.publishing.hub import Publication, check_publishable, command, find_destination, push
 from nm_export.publishing.repository import Destination
 from nm_export.publishing.save import write_model
 from nm_export.publishing.settings import publish_settings
@@ -233,11 +232,11 @@ def publish_folder(
         overwrite: whether a repository that holds something else may be replaced.
 
     Raises:
-        UserError: the folder was not verified, or the Hub does not let this account publish there.
+        UserError: the folder was not verified or is not whole, or the Hub does not let this account publish there.
         NMExportError: the upload failed; it can be continued.
     """
     folder = Path(folder).resolve()
-    check_verified(folder)
+    check_publishable(folder)
     recipe = load_recipe(folder / "recipe.yaml")
     settings = publish_settings(
         recipe, repo_id=repo_id, revision=revision, private=private, create_pr=create_pr, overwrite=overwrite

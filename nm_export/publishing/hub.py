@@ -13,6 +13,7 @@ from rich.text import Text
 from nm_export.errors import UserError
 from nm_export.publishing.base_on_hub import check_base
 from nm_export.publishing.base_weights import base_weights_of
+from nm_export.publishing.completeness import check_hashes, check_whole
 from nm_export.publishing.contents import check_code, check_verified, hash_contents, read_contents
 from nm_export.publishing.hub_requests import PAUSES, bounded_waits, explained, reason, repeated
 from nm_export.publishing.received import check_received
@@ -82,6 +83,12 @@ def find_destination(settings: PublishSection) -> Destination:
     return destination
 
 
+def check_publishable(folder: Path) -> None:
+    """Raise a UserError unless an export wrote and verified `folder`, and all of it is there; takes about a second."""
+    check_verified(folder)
+    check_whole(folder)
+
+
 def push(folder: Path, destination: Destination) -> Publication:
     """Upload a verified folder, so that the branch moves once, and read back what the Hub holds.
 
@@ -93,12 +100,12 @@ def push(folder: Path, destination: Destination) -> Publication:
         destination: where to.
 
     Raises:
-        UserError: the folder was not verified or holds other code than this package's, or the Hub does not let this
-            account write there.
+        UserError: the folder was not verified, is not whole or holds other code than this package's, or the Hub does
+            not let this account write there.
         NMExportError: the Hub refused, the connection broke, or the Hub holds other bytes than were sent. The local
             folder is untouched.
     """
-    check_verified(folder)
+    check_publishable(folder)
     repo_id = destination.repo_id
     again = f"continue with `{command(folder, destination)}`"
     base = base_weights_of(folder)
@@ -108,6 +115,7 @@ def push(folder: Path, destination: Destination) -> Publication:
     contents = read_contents(folder, repo_id)
     check_code(folder, contents)
     hash_contents(contents)
+    check_hashes(folder, contents)
     with bounded_waits(), explained(repo_id, again):
         api = HfApi()
         open_repository(api, destination)

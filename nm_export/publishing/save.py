@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from nm_export.finished import record_written
 from nm_export.publishing.folder import replacing
 from nm_export.tokenizer_files import save_tokenizer
 
@@ -34,6 +35,7 @@ def save(
     target = Path(folder).resolve()
     with replacing(target, overwrite=overwrite) as partial:
         write_model(model, tokenizer, partial, max_shard_size)
+        record_written(partial, "save")
     return target
 
 

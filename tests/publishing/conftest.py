@@ -5,13 +5,16 @@ import json
 from pathlib import Path
 
 import huggingface_hub
+import onnx
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import _http
 
-from nm_export.modeling import modeling_nm_sparse
+from nm_export import modeling
 from nm_export.publishing import hub_requests
 from tests.publishing.hub_server import WRITE, HubServer
+
+CODE = Path(modeling.__file__).parent
 
 
 @pytest.fixture
@@ -44,6 +47,24 @@ def content(seed: str, size: int) -> bytes:
     return b"".join(hashlib.sha256(f"{seed} {number}".encode()).digest() for number in range(-(-size // 32)))[:size]
 
 
+def weights(seed: str, size: int) -> bytes:
+    """A safetensors file of `size` bytes that holds one tensor."""
+    header = b'{"weight":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}'
+    numbers = size - 8 - 96
+    header = (header % (numbers, numbers)).ljust(96)
+    return len(header).to_bytes(8, "little") + header + content(seed, numbers)
+
+
+def graph(data: str, size: int) -> bytes:
+    """An ONNX graph whose one weight is the first `size` bytes of the file `data` beside it."""
+    tensor = onnx.TensorProto(name="weight", data_type=onnx.TensorProto.UINT8, dims=[size])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": data, "offset": 0, "length": size}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    made = onnx.helper.make_graph([], "graph", [], [], initializer=[tensor])
+    return onnx.helper.make_model(made).SerializeToString()
+
+
 def verification() -> dict:
     checks = {
         name: {"modules": 2, "kept_channels_equal": True, "largest_error": 0.0} for name in ("reloaded", "onnx_kernel")
@@ -68,10 +89,10 @@ def folder(tmp_path):
             "README.md": '---\nlicense: mit\n---\n\nfrom_pretrained("out", trust_remote_code=True)\n',
             "config.json": '{"model_type": "nm_sparse"}\n',
             "measurements.json": json.dumps({"verification": verification(), "onnx": True}),
-            "model.safetensors": content("weights", 40_000),
-            "modeling_nm_sparse.py": Path(modeling_nm_sparse.__file__).read_bytes(),
+            "model.safetensors": weights("weights", 40_000),
+            **{path.name: path.read_bytes() for path in sorted(CODE.glob("*_nm_sparse.py"))},
             "nm_export.json": "{}\n",
-            "onnx/model.onnx": content("graph", 3_000),
+            "onnx/model.onnx": graph("model.onnx.data", 30_000),
             "onnx/model.onnx.data": content("data", 30_000),
             "recipe.yaml": "model: {source: some/base}\npublish: {repo_id: user/recipes-own}\n",
         },

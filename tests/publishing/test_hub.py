@@ -11,7 +11,7 @@ from nm_export.publishing.hub import find_destination, push
 from nm_export.publishing.repository import Destination
 from nm_export.publishing.settings import publish_settings
 from nm_export.recipe import PublishSection, Recipe
-from tests.publishing.conftest import content, verification, write_files
+from tests.publishing.conftest import verification, weights, write_files
 from tests.publishing.hub_server import READ, STRANGER, Blob, Fault
 
 REPO = "user/model"
@@ -33,7 +33,7 @@ def test_one_commit_brings_everything(hub, folder):
     assert repository.files() == expected(folder)
     assert repository.moves == ["main", "main"]  # the Hub's own first commit, and ours
     assert publication.url == f"{hub.url}/{REPO}/commit/{repository.branches['main']}"
-    assert (publication.sent, publication.present, publication.deleted) == (9, 0, ())
+    assert (publication.sent, publication.present, publication.deleted) == (11, 0, ())
     assert not repository.private
     assert {blob.lfs for path, blob in repository.commits[repository.branches["main"]].items() if "data" in path} == {
         True
@@ -44,7 +44,7 @@ def test_the_same_again_changes_nothing(hub, folder):
     publish(folder)
     uploads = hub.count("PUT", "/storage/")
     publication = publish(folder)
-    assert "all 9 files were there already; read back, equal" in str(publication)
+    assert "all 11 files were there already; read back, equal" in str(publication)
     assert hub.repositories[REPO].moves == ["main", "main"]
     assert (hub.count("PUT", "/storage/"), hub.count("POST", "/commit/")) == (uploads, 1)
 
@@ -52,9 +52,14 @@ def test_the_same_again_changes_nothing(hub, folder):
 def test_a_new_version_replaces_the_old_in_one_commit(hub, folder):
     publish(folder)
     (folder / "model.safetensors").unlink()
-    write_files(folder, {"model-00001-of-00001.safetensors": content("new", 35_000), "config.json": "{}"})
+    index = {"weight_map": {"weight": "model-00001-of-00001.safetensors"}}
+    new = {
+        "model-00001-of-00001.safetensors": weights("new", 35_000),
+        "model.safetensors.index.json": json.dumps(index),
+    }
+    write_files(folder, {**new, "config.json": "{}"})
     publication = publish(folder)
-    assert (publication.sent, publication.present, publication.deleted) == (2, 7, ("model.safetensors",))
+    assert (publication.sent, publication.present, publication.deleted) == (3, 9, ("model.safetensors",))
     assert hub.repositories[REPO].files() == expected(folder)
     assert hub.repositories[REPO].moves == ["main"] * 3
     assert hub.count("PUT", "/storage/") == 3  # two of the first version, one of the second
