@@ -18,8 +18,9 @@ from nm_export.publishing.base_weights import check_source
 from nm_export.publishing.folder import check_target
 from nm_export.publishing.settings import publish_settings
 from nm_export.recipe import PublishSection, Recipe, Scheme
+from nm_export.sizes import size_in_words as _size
+from nm_export.sizes import smaller
 from nm_export.sources import SourceUnavailableError, resolve_source
-from nm_export.summary import size_in_words as _size
 
 
 @dataclass(frozen=True)
@@ -269,8 +270,10 @@ def _about_costs(estimate: Estimate) -> Iterator[RenderableType]:
     rates = estimate.rates
     writing = f"a disk that writes {_size(rates.write)}/s" if rates.write else "a disk that could not be tried"
     workspace = f"; {_size(estimate.disk.workspace)} more while it runs" if estimate.disk.workspace else ""
+    total, onnx = estimate.disk.safetensors + estimate.disk.onnx, estimate.disk.onnx
+    hint = f" More than half of it is ONNX: {words}." if (words := smaller(total, onnx)) else ""
     yield (
-        f"Disk: {_size(estimate.disk.safetensors + estimate.disk.onnx)}{workspace}. "
+        f"Disk: {_size(total)}{workspace}.{hint} "
         f"Estimated for {rates.macs / 1e9:,.1f} billion MACs/s, as this machine is just now, and {writing}. "
         "Memory counts pages of mapped files."
     )

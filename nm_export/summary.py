@@ -12,6 +12,7 @@ from rich.text import Text
 
 from nm_export.plan import Plan
 from nm_export.publishing.hub import Publication
+from nm_export.sizes import size_in_words
 from nm_export.verification import VerificationReport
 
 
@@ -137,12 +138,3 @@ class Summary:
                 f"{result.perplexity:.3f} {name.replace('_', ' ')}" for name, result in report.against_dense.items()
             )
             yield "Quantized", f"perplexity on the text of verification: {', '.join(parts)}"
-
-
-def size_in_words(number: float) -> str:
-    """Bytes as B, kB, MB or GB."""
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}"
-        number /= 1000
-    return f"{number:.2f} GB"

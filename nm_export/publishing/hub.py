@@ -4,9 +4,10 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from urllib.parse import quote
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.text import Text
 
@@ -20,6 +21,7 @@ from nm_export.publishing.received import check_received
 from nm_export.publishing.repository import Destination, check_destination, open_repository
 from nm_export.publishing.upload import upload
 from nm_export.recipe import PublishSection
+from nm_export.sizes import size_in_words
 
 _HOW = PublishSection.model_fields.keys() - {"repo_id"}
 
@@ -31,31 +33,38 @@ class Publication:
     Attributes:
         repo_id: `user/name`.
         revision: branch, or the branch of the open pull request.
+        page: address of the model's page, or of the open pull request.
         url: address of the commit, or of the open pull request.
         sent: number of files that were new or different.
         present: number of files that were there already.
         deleted: files of the earlier publication that this one does not have.
+        size: bytes of all files together.
+        onnx: bytes of those of the ONNX model.
     """
 
     repo_id: str
     revision: str
+    page: str
     url: str
     sent: int
     present: int
     deleted: tuple[str, ...]
+    size: int
+    onnx: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         yield Text(f"{self}", no_wrap=True, overflow="ignore")  # an address is not broken
 
     def __str__(self) -> str:
+        size = size_in_words(self.size) + (f", {size_in_words(self.onnx)} of them ONNX" if self.onnx else "")
         if not self.sent and not self.deleted:
-            return f"{self.url}: all {self.present} files were there already; read back, equal"
+            return f"{self.page} (all {self.present} files were there already; read back, equal; {size})"
         parts = [f"{self.sent} files sent"]
         if self.present:
             parts.append(f"{self.present} were there already")
         if self.deleted:
             parts.append(f"{len(self.deleted)} of the earlier publication deleted ({', '.join(self.deleted[:3])})")
-        return f"{self.url}: {', '.join(parts)}; read back, equal"
+        return f"{self.page} ({', '.join(parts)}; read back, equal; {size})"
 
 
 def find_destination(settings: PublishSection) -> Destination:
@@ -123,14 +132,18 @@ def push(folder: Path, destination: Destination) -> Publication:
         revision = destination.revision if done.pull_request is None else f"refs/pr/{done.pull_request}"
         check_received(api, contents, repo_id, revision)
     place = f"discussions/{done.pull_request}" if done.pull_request else f"commit/{done.commit}"
-    sent = len(done.changes.sent)
+    sent, url = len(done.changes.sent), f"{api.endpoint}/{repo_id}"
+    branch = "" if revision == "main" else f"/tree/{quote(revision)}"
     return Publication(
         repo_id,
         revision,
-        f"{api.endpoint}/{repo_id}/{place}",
+        page=f"{url}/{place}" if done.pull_request else f"{url}{branch}",
+        url=f"{url}/{place}",
         sent=sent,
         present=len(contents) - sent,
         deleted=done.changes.deleted,
+        size=sum(file.size for file in contents.values()),
+        onnx=sum(file.size for path, file in contents.items() if path.startswith("onnx/")),
     )
 
 
@@ -158,6 +171,8 @@ def _whoami(api: HfApi) -> str:
         raise UserError("Publishing needs a Hugging Face token: run `hf auth login` or set HF_TOKEN.") from error
     except HfHubHTTPError:
         raise
+    except OfflineModeIsEnabled as error:
+        raise UserError("HF_HUB_OFFLINE is set, and publishing needs the Hugging Face Hub; unset it.") from error
     except Exception as error:  # of the HTTP library, which differs between versions of huggingface_hub
         raise UserError(
             f"Publishing cannot reach the Hugging Face Hub ({reason(error)}); check the network."

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from huggingface_hub import set_client_factory
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import _http
 
 from nm_export.errors import NMExportError, UserError
@@ -152,9 +152,17 @@ def _sentence(error: Exception, repo_id: str, again: str) -> NMExportError:
     if code is not None and code >= 500:
         return NMExportError(f"The Hub fails ({why}); later, {again}.")
     if code is not None:
-        return NMExportError(f"The Hub refuses what was sent to {repo_id} ({why}); {again}.")
+        return NMExportError(
+            f"The Hub refuses what was sent to {repo_id} ({why}); correct what it names, if it names something, then "
+            f"{again}."
+        )
+    if isinstance(error, HFValidationError):
+        return UserError(f"The Hub's client refuses a name ({why}); give another --repo-id or --revision.")
     if _cause(error) is None and not isinstance(error, OSError):
-        return NMExportError(f"The Hub and its client disagree ({why}); {again}.")
+        return NMExportError(
+            f"The Hub and its client disagree ({why}); {again}. If that gives the same, another version of "
+            "huggingface_hub may help."
+        )
     return NMExportError(f"The connection to the Hub broke ({why}); {again}.")
 
 

@@ -94,7 +94,7 @@ def test_published_and_loaded_in_fresh_processes(exported, environment):
         killed_after_the_weights(command, environment, server)
         published = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert published.returncode == 0, published.stderr
-        assert f"{server.url}/user/tiny/commit/" in published.stdout
+        assert f"{server.url}/user/tiny (" in published.stdout
         assert server.repositories["user/tiny"].private
         assert server.repositories["user/tiny"].moves == ["main", "main"]
         assert not server.count("PUT", f"/storage/({weights}|{data})")  # they had arrived before

@@ -1,13 +1,14 @@
 """Publishing with the real client to a Hub on loopback: what arrives there, and what is refused."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from nm_export.errors import NMExportError, UserError
 from nm_export.publishing import upload as upload_module
-from nm_export.publishing.hub import find_destination, push
+from nm_export.publishing.hub import command, find_destination, push
 from nm_export.publishing.repository import Destination
 from nm_export.publishing.settings import publish_settings
 from nm_export.recipe import PublishSection, Recipe
@@ -33,6 +34,8 @@ def test_one_commit_brings_everything(hub, folder):
     assert repository.files() == expected(folder)
     assert repository.moves == ["main", "main"]  # the Hub's own first commit, and ours
     assert publication.url == f"{hub.url}/{REPO}/commit/{repository.branches['main']}"
+    assert publication.page == f"{hub.url}/{REPO}"
+    assert str(publication).startswith(f"{hub.url}/{REPO} (11 files sent; read back, equal; ")
     assert (publication.sent, publication.present, publication.deleted) == (11, 0, ())
     assert not repository.private
     assert {blob.lfs for path, blob in repository.commits[repository.branches["main"]].items() if "data" in path} == {
@@ -120,7 +123,7 @@ def test_a_pull_request_for_somebody_to_merge(hub, folder, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", STRANGER)
     publication = publish(folder, create_pr=True)
     repository = hub.repositories[REPO]
-    assert publication.url == f"{hub.url}/{REPO}/discussions/1"
+    assert publication.page == publication.url == f"{hub.url}/{REPO}/discussions/1"
     assert publication.revision == "refs/pr/1"
     assert repository.files() == {}
     assert repository.files("refs/pr/1") == expected(folder)
@@ -129,7 +132,8 @@ def test_a_pull_request_for_somebody_to_merge(hub, folder, monkeypatch):
 
 
 def test_a_branch_of_its_own(hub, folder):
-    publish(folder, revision="experiments/8of16")
+    publication = publish(folder, revision="experiments/8of16")
+    assert publication.page == f"{hub.url}/{REPO}/tree/experiments/8of16"
     repository = hub.repositories[REPO]
     assert repository.files() == {}
     assert repository.files("experiments/8of16") == expected(folder)
@@ -193,6 +197,17 @@ def test_nobody_answers(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"cannot reach the Hugging Face Hub \(.*refused.*\); check the network"):
         publish(folder)
+
+
+def test_an_offline_switch_is_named(hub, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"HF_HUB_OFFLINE is set, and publishing needs .* unset it"):
+        publish(folder)
+
+
+def test_a_command_can_be_copied_whatever_the_folder_is_called():
+    words = ["nm-export", "publish", "/tmp/a folder äö", "--repo-id", "you/model", "--private"]
+    assert shlex.split(command(Path(words[2]), Destination("you/model", "you", private=True))) == words
 
 
 def failed(report):
