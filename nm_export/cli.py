@@ -254,28 +254,42 @@ def publish(
 def convert(
     folder: Folder,
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write.")],
-    weights: Annotated[WeightsForm, typer.Option(help="Which weights OUTPUT holds (docs/publishing.md).")],
+    weights: Annotated[
+        WeightsForm | None,
+        typer.Option(help="Which weights OUTPUT holds (docs/publishing.md); those of FOLDER by default."),
+    ] = None,
     base: Annotated[
         str | None, typer.Option(help="Where the others are: Hub id or folder; the recipe's model by default.")
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of it; the exported one by default.")
     ] = None,
+    skip_onnx: Annotated[bool, typer.Option("--skip-onnx", help="Leave out the ONNX export.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUTPUT.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Leave the base model's weights where they are, or bring them all together again.
+    """Copy an exported folder with or without the base model's weights, or without its ONNX export.
 
     [bold]Examples[/bold]
 
-      nm-export convert output/Mistral-7B-8of16 small --weights reference
+      nm-export convert output/Mistral-7B-8of16 small --weights reference --skip-onnx
 
       nm-export convert small whole --weights full
     """
     with explained(verbose):
         from nm_export.conversion import convert as write_other_form
 
-        show(write_other_form(folder, output, weights.value, base=base, revision=revision, overwrite=overwrite))
+        show(
+            write_other_form(
+                folder,
+                output,
+                weights.value if weights else None,
+                base=base,
+                revision=revision,
+                skip_onnx=skip_onnx,
+                overwrite=overwrite,
+            )
+        )
 
 
 @app.command()
@@ -534,11 +548,15 @@ def card(
         list[Path] | None,
         typer.Option(metavar="FILE", help="A file of nm-export bench FOLDER --json; may be repeated."),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write sections anew that were changed or removed by hand.")
+    ] = False,
     verbose: Verbose = False,
 ) -> None:
     """Write README.md, its pictures and report.html of FOLDER again, with further measurements.
 
-    What is given takes the place of what the folder has of that sort; nothing is computed again.
+    What is given takes the place of what the folder has of that sort; nothing is computed again. What you have written
+    into README.md outside of nm-export's sections stays, and so do metadata that you have changed.
 
     [bold]Example[/bold]
 
@@ -547,7 +565,8 @@ def card(
     with explained(verbose):
         from nm_export.card import refresh_card
 
-        typer.echo(f"Wrote {refresh_card(folder, evaluations=evaluation or (), speeds=bench or ())}.")
+        path = refresh_card(folder, evaluations=evaluation or (), speeds=bench or (), overwrite=overwrite)
+        typer.echo(f"Wrote {path}.")
 
 
 @app.command()

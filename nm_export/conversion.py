@@ -1,6 +1,7 @@
 """From a folder that holds all weights to one that leaves the base model's where they are, and back."""
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any, Literal
 import torch
 
 from nm_export.card import refresh_card
+from nm_export.card.write import is_hand_made
 from nm_export.errors import NMExportError, UserError
+from nm_export.finished import STAGES_FILE, record_written
+from nm_export.json_files import read_json_object
 from nm_export.loading import check_exported, load_exported
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.publishing.base_weights import (
@@ -24,8 +28,11 @@ from nm_export.quiet import quiet_transformers
 from nm_export.recipe import ModelSection
 from nm_export.sources.checkpoint import weight_files
 from nm_export.verification import verify
+from nm_export.whole_file import write_whole
 
-_NOT_COPIED = ("model.safetensors.index.json", "config.json", "stages.json")  # the last says what a run wrote
+logger = logging.getLogger(__name__)
+
+_WEIGHTS = ("model.safetensors.index.json", "config.json")  # and *.safetensors; the last says where weights are
 _TOKENS = 64
 
 
@@ -38,28 +45,39 @@ class Conversion:
         base: what its weights are left to, in words; None when it holds all weights.
         bytes_before: size of the weight files of the folder that was converted.
         bytes_after: size of those of the new one.
+        onnx_before: size of `onnx/` in the folder that was converted.
+        onnx_after: in the new one.
     """
 
     folder: Path
     base: str | None
     bytes_before: int
     bytes_after: int
+    onnx_before: int
+    onnx_after: int
 
     def __str__(self) -> str:
         where = f"the others stay in {self.base}" if self.base else "none is elsewhere"
+        onnx = ""
+        if self.onnx_after:
+            onnx = f"onnx/ holds {_size(self.onnx_after)} more"
+            onnx += ", which --skip-onnx leaves out; " if self.onnx_after > self.bytes_after else "; "
+        elif self.onnx_before:
+            onnx = f"{_size(self.onnx_before)} of onnx/ are left out; "
         return (
             f"{self.folder}: {_size(self.bytes_after)} of weights instead of {_size(self.bytes_before)}, {where}; "
-            "reloaded, every tensor and the logits are bit-equal"
+            f"{onnx}reloaded, every tensor and the logits are bit-equal"
         )
 
 
 def convert(
     folder: str | Path,
     output: str | Path,
-    weights: Literal["full", "reference"],
+    weights: Literal["full", "reference"] | None = None,
     *,
     base: str | None = None,
     revision: str | None = None,
+    skip_onnx: bool = False,
     overwrite: bool = False,
 ) -> Conversion:
     """Write an exported folder in the other form; everything but the weights is copied.
@@ -70,9 +88,11 @@ def convert(
     Args:
         folder: a folder that an export wrote.
         output: folder to write.
-        weights: `full`, all weights; `reference`, only those that the base model does not have.
+        weights: `full`, all weights; `reference`, only those that the base model does not have; None leaves them as
+            they are.
         base: repository or folder whose files `reference` leaves weights to; the recipe's model by default.
         revision: branch, tag or commit of that repository; the one that was exported by default.
+        skip_onnx: whether to leave out the ONNX export, and what was measured with it.
         overwrite: whether an earlier export in `output` may be replaced.
 
     Raises:
@@ -84,26 +104,37 @@ def convert(
     check_target(target, overwrite=overwrite)
     if target.is_relative_to(folder) or folder.is_relative_to(target):
         raise UserError(f"{target} and {folder} lie in each other; choose another OUTPUT.")
-    if (weights == "reference") == (base_weights_of(folder) is not None):
+    form = "full" if base_weights_of(folder) is None else "reference"
+    if weights is None and not skip_onnx:
+        raise UserError("Say what is to change: --weights full, --weights reference or --skip-onnx.")
+    if weights == form and not skip_onnx:
         raise UserError(f"The weights of {folder} are {weights} already.")
-    if weights == "full" and (base or revision):
+    if skip_onnx and not (folder / "onnx").is_dir():
+        raise UserError(f"{folder} has no ONNX export that could be left out.")
+    if (weights in ("full", None) or weights == form) and (base or revision):
         raise UserError("--base and --revision are for --weights reference; a full model has all its weights.")
     with quiet_transformers():
         model, _, recipe = load_exported(folder)
-        found = _base(folder, recipe.model, base, revision) if weights == "reference" else None
+        changed = weights is not None and weights != form
+        found = _base(folder, recipe.model, base, revision) if changed and weights == "reference" else None
         with replacing(target, overwrite=overwrite) as partial:
-            if found:
-                _copy_others(folder, partial)
+            if not changed:
+                _copy(folder, partial, weights=True, onnx=False)
+                model.copy_code(partial)
+            elif found:
+                _copy(folder, partial, onnx=not skip_onnx)
                 shutil.copyfile(folder / "config.json", partial / "config.json")
                 model.copy_code(partial)
                 refer(folder, partial, found, recipe.publish.max_shard_size)
             else:
                 model.save_pretrained(partial, max_shard_size=recipe.publish.max_shard_size)
-                _copy_others(folder, partial)
-            if (partial / "measurements.json").is_file():
-                refresh_card(partial)  # it says where the weights are
+                _copy(folder, partial, onnx=not skip_onnx)
+            if skip_onnx:
+                _forget_onnx(partial)
+            _describe(partial, target.name)
             _check(partial, model)
-            sizes = _weight_bytes(folder), _weight_bytes(partial)
+            record_written(partial, "convert")
+            sizes = (_weight_bytes(folder), _weight_bytes(partial), _bytes(folder / "onnx"), _bytes(partial / "onnx"))
     return Conversion(target, str(found) if found else None, *sizes)
 
 
@@ -115,16 +146,51 @@ def _base(folder: Path, section: ModelSection, base: str | None, revision: str |
     return find_base_weights(section.model_copy(update=changes))
 
 
-def _copy_others(folder: Path, target: Path) -> None:
-    """Copy what is neither weight nor code, and not hidden."""
+def _copy(folder: Path, target: Path, *, weights: bool = False, onnx: bool = True) -> None:
+    """Copy what is neither code, nor hidden, nor the record of a run; weights and the ONNX export if wanted."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
         if any(part.startswith(".") or part == "__pycache__" for part in name.parts) or not path.is_file():
             continue
-        if len(name.parts) == 1 and (path.suffix in (".safetensors", ".py") or path.name in _NOT_COPIED):
+        if len(name.parts) == 1 and (path.suffix == ".py" or path.name == STAGES_FILE):
+            continue
+        if len(name.parts) == 1 and not weights and (path.suffix == ".safetensors" or path.name in _WEIGHTS):
+            continue
+        if name.parts[0] == "onnx" and not onnx:
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / name)
+
+
+def _forget_onnx(folder: Path) -> None:
+    """Take what was found out about the ONNX export out of a folder's measurements."""
+    path = folder / "measurements.json"
+    if not path.is_file():
+        return
+    numbers = read_json_object(path)
+    numbers |= {"onnx": False, "genai": False, "quantization": None, "speed": []}
+    if "evaluations" in numbers:
+        numbers["evaluations"] = [e for e in numbers["evaluations"] if e["model"]["backend"] != "onnx"]
+    report = numbers.get("verification") or {}
+    for key in ("modules", "end_to_end", "greedy_agreement"):
+        if key in report:
+            report[key] = {form: found for form, found in report[key].items() if not form.startswith("onnx")}
+    report |= {key: empty for key, empty in (("against_dense", {}), ("floor", None)) if key in report}
+    write_whole(path, json.dumps(numbers, indent=2) + "\n")
+
+
+def _describe(folder: Path, name: str) -> None:
+    """Write the card of the new folder: it says where the weights are, and what there is beside them."""
+    if not (folder / "measurements.json").is_file():
+        return
+    if is_hand_made(folder):
+        logger.warning(
+            "README.md has no marks of nm-export and was copied as it is: it may say something else than the new "
+            "folder holds; `nm-export card %s --overwrite` writes it anew.",
+            name,
+        )
+    else:
+        refresh_card(folder, called=name)
 
 
 def _check(folder: Path, model: Any) -> None:
@@ -149,3 +215,7 @@ def _weight_bytes(folder: Path) -> int:
 
 def _size(number: int) -> str:
     return f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:,.2f} MB"
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 
+from nm_export.card.own_text import read_own_text
 from nm_export.estimates.costs import Cost, Disk, costs, disk
 from nm_export.estimates.rates import Rates, measure_rates
 from nm_export.estimates.shapes import Shapes, find_shapes
@@ -131,6 +132,7 @@ def dry_run(
     target = recipe.folder(output_dir).resolve()
     check_target(target, overwrite=overwrite or made_by(target, recipe))
     unchecked = []
+    read_own_text(recipe.publish.card_text)
     if recipe.publish.weights == "reference":
         check_source(recipe.model)
         if resolve_source(recipe.model).kind == "hub":

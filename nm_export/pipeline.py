@@ -16,6 +16,7 @@ from nm_export.calibration.launch import launched_processes
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.text import TokenSequences, read_sequences
 from nm_export.card import write_card
+from nm_export.card.own_text import read_own_text
 from nm_export.digests import digest
 from nm_export.errors import NMExportError, UserError
 from nm_export.evaluation import perplexity, score_layers, torch_logits
@@ -86,6 +87,7 @@ def run(
     with_onnx = recipe.onnx.enabled and not skip_onnx
     # a finished folder is not in the way: it may be what is asked for
     check_target(target, overwrite=overwrite or made_by(target, recipe))
+    read_own_text(recipe.publish.card_text)  # what is wrong with it is said before any work
     destination = None
     if push_to_hub:
         if not recipe.verify.enabled:
@@ -207,7 +209,8 @@ def _make(
     write_whole(folder / "nm_export.json", _json(record))
     stages.keep("record", inputs.of("record", journal.entries), [folder / "recipe.yaml", folder / "nm_export.json"])
     write_whole(folder / "measurements.json", _json(numbers))
-    write_card(folder, name=workspace.target.name, repository=repository)
+    own_text = read_own_text(recipe.publish.card_text)
+    write_card(folder, name=workspace.target.name, repository=repository, own_text=own_text, earlier=workspace.target)
     workspace.finish(inputs.stages)
     return Summary(workspace.target, prepared.plan, quality, report, stages.seconds, numbers["peak_memory_bytes"])
 

@@ -26,6 +26,7 @@ class Facts:
         base_weights: `NMSparseConfig.base_weights`: where the weights are that the folder does not hold, or None.
         numbers: `measurements.json`.
         recipe: the resolved recipe.
+        own_text: Markdown of the file that `publish.card_text` names, when the card is new.
         code_sha256: of the code that transformers runs when it loads the folder, by the files' names.
     """
 
@@ -37,6 +38,7 @@ class Facts:
     numbers: dict[str, Any]
     recipe: Recipe
     code_sha256: dict[str, str]
+    own_text: str | None = None
 
     @property
     def base_id(self) -> str | None:
@@ -70,7 +72,7 @@ class Facts:
         return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=100)
 
 
-def read_facts(folder: Path, *, name: str, repository: str) -> Facts:
+def read_facts(folder: Path, *, name: str, repository: str, own_text: str | None = None) -> Facts:
     """Read a folder that `pipeline.run` wrote.
 
     Raises:
@@ -87,6 +89,7 @@ def read_facts(folder: Path, *, name: str, repository: str) -> Facts:
         numbers=_read(folder / "measurements.json", "verification"),
         recipe=load_recipe(folder / "recipe.yaml"),
         code_sha256={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.py"))},
+        own_text=own_text,
     )
 
 

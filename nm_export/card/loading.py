@@ -1,9 +1,9 @@
 """How to load a published model, in code that runs."""
 
-import re
 from collections.abc import Iterator
 
 from nm_export.card.facts import Facts
+from nm_export.installation import how_to_install
 
 _TORCH = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -23,6 +23,7 @@ from nm_export.onnx import genai_model
 
 model = genai_model("{repository}")
 tokenizer = og.Tokenizer(model)
+tokenizer.update_options(add_special_tokens=True)
 parameters = og.GeneratorParams(model)
 parameters.set_search_options(max_length=64)
 generator = og.Generator(model, parameters)
@@ -30,7 +31,6 @@ generator.append_tokens(tokenizer.encode("Once upon a time"))
 while not generator.is_done():
     generator.generate_next_token()
 print(tokenizer.decode(generator.get_sequence(0)))"""
-_NAMES = re.compile(r"((?:from_pretrained|genai_model)\((?:\"|&quot;))([^\"&]+)")
 
 
 def loading_section(facts: Facts) -> Iterator[str]:
@@ -50,29 +50,26 @@ def loading_section(facts: Facts) -> Iterator[str]:
         )
     if not facts.with_onnx:
         return
-    yield '**ONNX Runtime**, with the interface of transformers: `pip install "nm_export[onnx]"`.'
+    yield f"**ONNX Runtime**, with the interface of transformers: {how_to_install('onnx')}."
     yield _python(_ONNX, facts.repository)
-    if facts.with_genai:
-        yield '**onnxruntime-genai**: `pip install "nm_export[genai]"`.'
-        yield _python(_GENAI, facts.repository)
-    else:
+    if not facts.with_genai:
         yield "onnxruntime-genai has no place for a model of this architecture."
-    where = "`onnxruntime_genai.Model` and in " if facts.with_genai else ""
+        yield (
+            "Without nm_export the folder `onnx` opens in `onnxruntime.InferenceSession` too. The graph then runs "
+            "through standard operators: the same numbers, more slowly than the dense model."
+        )
+        return
+    yield f"**onnxruntime-genai**: {how_to_install('genai')}."
+    yield _python(_GENAI, facts.repository)
     yield (
-        f"Without nm_export the folder `onnx` opens in {where}`onnxruntime.InferenceSession` too. The graph then runs "
-        "through standard operators: the same numbers, slowly."
+        "Without nm_export the folder `onnx` opens in `onnxruntime_genai.Model` and in `onnxruntime.InferenceSession` "
+        "too. The graph then runs through standard operators: the same numbers, more slowly than the dense model. "
+        "`nm-export enable-genai FOLDER` puts the compiled kernel into a local copy, where onnxruntime-genai finds it."
     )
-
-
-def naming(text: str, repository: str) -> str:
-    """Return a card or its HTML page with lines that load the model from `repository`."""
-    return _NAMES.sub(lambda match: match[1] + repository, text)
-
-
-def named_in(text: str) -> str | None:
-    """What the lines of a card load the model from."""
-    match = _NAMES.search(text)
-    return match[2] if match else None
+    yield (
+        "Whoever feeds the graph without the classes above pads batches on the right. With padding on the left it "
+        "computes wrong numbers, without an error."
+    )
 
 
 def _python(code: str, repository: str) -> str:

@@ -1,17 +1,20 @@
 """The model card: README.md of a published repository."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import ModelCard
 
+from nm_export.benchmark.model import ModelBenchmark
 from nm_export.calibration.documents import BUILTIN
 from nm_export.card.facts import Facts
 from nm_export.card.grid import make_grid
+from nm_export.card.hand_edits import OWN_TEXT, new_card
 from nm_export.card.loading import loading_section
 from nm_export.card.measured import (
     benchmarks,
+    slower,
     speed_table,
     task_rows,
     task_table,
@@ -20,33 +23,40 @@ from nm_export.card.measured import (
     written_rows,
     written_table,
 )
-from nm_export.card.metadata import card_data
+from nm_export.card.metadata import base_models, card_metadata
 from nm_export.card.tables import counted_kinds, layers_table, schemes_table, table, text_name, verification_table
+from nm_export.installation import project_url
 
 _BUSY = 1.5
 """Threads for each core above which speeds are those of something else too."""
 
 
 def card_markdown(facts: Facts, pictures: Mapping[str, str]) -> ModelCard:
-    """Return the card.
+    """Return the card of a folder that has none.
 
     Args:
         facts: what the folder says about itself.
         pictures: path of each picture that there is, of `quality`, `speed` and `layers`.
     """
-    parts = [
-        f"# {facts.name}",
-        _introduction(facts),
-        *_quality(facts, pictures),
-        *_speed(facts, pictures),
-        *_layers(facts, pictures),
-        *loading_section(facts),
-        *_done(facts),
-        *_verification(facts),
-        *_limits(facts),
-        *_origin(facts),
-    ]
-    return ModelCard(f"---\n{card_data(facts).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    return ModelCard(new_card(facts.name, card_sections(facts, pictures), card_metadata(facts)))
+
+
+def card_sections(facts: Facts, pictures: Mapping[str, str]) -> dict[str, str]:
+    """Return the sections of a card by name, in order; the arguments are those of `card_markdown`."""
+    sections = {
+        "introduction": [_introduction(facts)],
+        OWN_TEXT: [facts.own_text or ""],
+        "quality": _quality(facts, pictures),
+        "speed": _speed(facts, pictures),
+        "layers": _layers(facts, pictures),
+        "load": loading_section(facts),
+        "done": _done(facts),
+        "verification": _verification(facts),
+        "limits": _limits(facts),
+        "origin": _origin(facts),
+    }
+    texts = {name: "\n\n".join(parts) for name, parts in sections.items()}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _introduction(facts: Facts) -> str:
@@ -77,15 +87,29 @@ def _introduction(facts: Facts) -> str:
 
 
 def _in_short(facts: Facts) -> str:
-    """What it costs and what it brings, as far as that was measured."""
-    text = ""
-    for row in text_rows(facts.numbers)[:1]:
-        text += f"\n\nPerplexity on {row.name} is {row.sparse.value:.2f}, the dense model's {row.dense.value:.2f}"
-    ratios = [row.decode_ratio for benchmark in benchmarks(facts.numbers) for row in benchmark.rows]
-    if text and ratios:
-        span = f"{min(ratios):.2f}" if len(ratios) == 1 else f"{min(ratios):.2f} to {max(ratios):.2f}"
-        text += f"; decoding is {span} times as fast"
-    return f"{text}." if text else ""
+    """What it costs and what it brings, as far as that was measured, on a machine that had nothing else to do."""
+    rows = text_rows(facts.numbers)
+    if not rows:
+        return ""
+    row = next((row for row in rows if row.ratio.stderr is not None), rows[0])
+    text = f"\n\nPerplexity on {row.name} is {row.sparse.format(2)}, the dense model's {row.dense.format(2)}"
+    measured = [benchmark for benchmark in benchmarks(facts.numbers) if not _was_busy(benchmark)]
+    ratios = [row.decode_ratio for benchmark in measured for row in benchmark.rows]
+    return f"{text}; {_speed_in_words(ratios)}." if ratios else f"{text}."
+
+
+def _speed_in_words(ratios: Sequence[float]) -> str:
+    low, high = round(min(ratios), 2), round(max(ratios), 2)
+    span = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+    if low >= 1:
+        return f"decoding is {span} times as fast"
+    if high < 1:
+        return f"decoding is slower, {span} times the dense model's speed"
+    return f"decoding is slower in some cases and faster in others, {span} times the dense model's speed (Speed)"
+
+
+def _was_busy(benchmark: ModelBenchmark) -> bool:
+    return benchmark.load is not None and benchmark.load > _BUSY
 
 
 def _kept(prune: str, pattern: str, grouping: str) -> str:
@@ -156,16 +180,18 @@ def _speed(facts: Facts, pictures: Mapping[str, str]) -> Iterator[str]:
         )
         return
     for benchmark in measured:
-        yield speed_table(benchmark)
-        yield (
-            f"Weights {benchmark.precision} in both; medians of {benchmark.repeats} alternating runs of "
-            f"{benchmark.new_tokens} new tokens, one sequence, compiled operators. {benchmark.machine}."
-        )
-        if benchmark.load is not None and benchmark.load > _BUSY:
+        if _was_busy(benchmark):
             yield (
                 f"**The machine was busy** ({benchmark.load:.1f} threads wanted each core): the ratios are of runs in "
                 "turn, the speeds themselves say little."
             )
+        yield speed_table(benchmark)
+        if cases := slower(benchmark):
+            yield f"**Slower than the dense model**: {'; '.join(cases)}."
+        yield (
+            f"Weights {benchmark.precision} in both; medians of {benchmark.repeats} alternating runs of "
+            f"{benchmark.new_tokens} new tokens, one sequence, compiled operators. {benchmark.machine}."
+        )
     if "speed" in pictures:
         yield f"![Bars: speed of the dense and of the sparse model]({pictures['speed']})"
     yield ("Only the compiled operators of nm_export are fast. Without them nothing is gained over the dense model.")
@@ -230,9 +256,6 @@ def _verification(facts: Facts) -> Iterator[str]:
         "In each pruned layer the channels that are kept must be the same, and the outputs equal to rounding; the "
         "whole model may differ by little more than rounding makes it differ from itself, which the last line shows."
     )
-    greedy = [f"{same} of {of} ({form.replace('_', ' ')})" for form, (same, of) in report["greedy_agreement"].items()]
-    if greedy:
-        yield f"Greedy tokens in common with PyTorch before the first difference: {', '.join(greedy)}."
 
 
 def _limits(facts: Facts) -> Iterator[str]:
@@ -266,13 +289,15 @@ def _origin(facts: Facts) -> Iterator[str]:
     words = [f"Base model: {facts.base_name}"]
     words += [f"revision {base['revision']}"] if base.get("revision") else []
     words += [f"weights {base['dtype']}"] if base.get("dtype") else []
-    licence = base.get("license_name") or base.get("license")
-    terms = f"licence: {licence}" if licence else "licence: see the base model's"
-    yield f"{', '.join(words)}; {terms}, which holds for this model too. The code is Apache-2.0."
+    lineage = [name for name in base_models(facts) if name != facts.base_id]
+    words += [f"made from {' and '.join(lineage)}"] if lineage else []
+    yield f"{', '.join(words)}; {_terms(facts)} The code is Apache-2.0."
+    url = project_url()
+    of_the_project = f" ([nm_export]({url}))" if url else ""
     versions = ", ".join(f"{package} {version}" for package, version in facts.provenance["versions"].items())
     yield (
-        f"Made by `nm-export recipe.yaml` with {versions}. `nm_export.json` names the base model's files and the texts "
-        "by hash, `measurements.json` holds all numbers. The recipe, without what is default:"
+        f"Made by `nm-export recipe.yaml`{of_the_project} with {versions}. `nm_export.json` names the base model's "
+        "files and the texts by hash, `measurements.json` holds all numbers. The recipe, without what is default:"
     )
     recipe = facts.short_recipe.strip()
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe))])
@@ -282,3 +307,15 @@ def _origin(facts: Facts) -> Iterator[str]:
         f"{facts.provenance['versions'].get('nm_export', '')}, byte for byte:"
     )
     yield table(["file", "SHA-256"], [[f"`{n}`", f"`{h}`"] for n, h in facts.code_sha256.items()], numbers_from=2)
+
+
+def _terms(facts: Facts) -> str:
+    """The licence of the model: the publisher's word, or else the base model's."""
+    base, own = facts.provenance["base_model"], facts.recipe.publish
+    of_base = base.get("license_name") or base.get("license")
+    if own.license is None:
+        terms = of_base or "see the base model's"
+        return f"licence: {terms}, which holds for this model too."
+    name = own.license_name or own.license
+    link = f" ({own.license_link})" if own.license_link else ""
+    return f"licence of this model: {name}{link}; of the base model: {of_base or 'see there'}."

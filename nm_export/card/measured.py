@@ -1,6 +1,7 @@
 """Quality and speed out of `measurements.json`, every number beside the dense model's."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from nm_export.card.pictures import Pair, Panel
 from nm_export.card.tables import table, text_name
 from nm_export.evaluation import Estimate
 
+_WINDOWS = re.compile(r"(\d+) windows of (\d+) tokens")
 _BACKENDS = {"torch": "PyTorch", "onnx": "ONNX Runtime"}
 
 
@@ -21,6 +23,7 @@ class TextRow:
         split: of the text; None if it is not known.
         backend: what ran the sparse model; the dense one ran in PyTorch.
         about: how much of the text, and how it was read.
+        windows: how much of it, in short, or "".
         dense: perplexity of the dense model.
         sparse: of this one.
         ratio: sparse over dense.
@@ -32,6 +35,7 @@ class TextRow:
     split: str | None
     backend: str
     about: str
+    windows: str
     dense: Estimate
     sparse: Estimate
     ratio: Estimate
@@ -83,7 +87,8 @@ def text_rows(numbers: dict[str, Any]) -> list[TextRow]:
         name, _, rest = own["text"].partition(" (")
         split, about = rest.partition(")")[0] or None, f"{own['text']}, which calibration has not seen"
         dense, sparse, ratio = (Estimate(own[key]) for key in ("dense", "sparse", "ratio"))
-        rows.append(TextRow(name, split, _BACKENDS["torch"], about, dense, sparse, ratio, None, None))
+        windows = " x ".join(_WINDOWS.findall(rest)[0]) if _WINDOWS.search(rest) else ""
+        rows.append(TextRow(name, split, _BACKENDS["torch"], about, windows, dense, sparse, ratio, None, None))
     for evaluation in numbers.get("evaluations", ()):
         for text in evaluation["texts"]:
             name = text_name(text["text"])
@@ -94,6 +99,7 @@ def text_rows(numbers: dict[str, Any]) -> list[TextRow]:
                     _backend(evaluation),
                     f"{name} ({text['split']}), {text['windows']} windows of {text['window']} tokens from its start, "
                     f"SHA-256 of the text {text['text_sha256'][:16]}",
+                    f"{text['windows']} x {text['window']}",
                     *(_estimate(text[key]) for key in ("dense_perplexity", "perplexity", "ratio")),
                     *(_estimate(text[key]) if text[key] else None for key in ("kl", "top1_agreement")),
                 )
@@ -148,17 +154,17 @@ def benchmarks(numbers: dict[str, Any]) -> list[ModelBenchmark]:
 
 def text_table(rows: Sequence[TextRow]) -> str:
     """Perplexity on all texts."""
-    header = ["perplexity", "run by", "dense", "sparse", "sparse / dense"]
+    header = ["perplexity", "tokens", "run by", "dense", "sparse", "sparse / dense"]
     further = any(row.kl for row in rows)
     header += ["KL to the dense, nats", "equal top-1"] if further else []
     cells = []
     for row in rows:
-        line = [row.name, row.backend, row.dense.format(3), row.sparse.format(3), row.ratio.format(3)]
+        line = [row.name, row.windows, row.backend, row.dense.format(3), row.sparse.format(3), row.ratio.format(3)]
         if further:
             line += [row.kl.format(3) if row.kl else ""]
             line += [row.top1.format(1, scale=100, unit=" %") if row.top1 else ""]
         cells.append(line)
-    return table(header, cells, numbers_from=2)
+    return table(header, cells, numbers_from=3)
 
 
 def written_table(rows: Sequence[WrittenRow]) -> str:
@@ -197,20 +203,26 @@ def task_table(rows: Sequence[TaskRow]) -> str:
 def speed_table(benchmark: ModelBenchmark) -> str:
     """Tokens per second of decoding and of reading the prompt."""
     header = ["tokens per second", "prompt", "dense", "sparse", "sparse / dense"]
-    cells = []
-    for row in benchmark.rows:
-        decode, prefill = (1 / row.dense_decode, 1 / row.sparse_decode), _prefill(row)
-        for what, (dense, sparse) in (("decode", decode), ("prefill", prefill)):
-            label = f"{what}, {row.runtime}"
-            cells.append([label, str(row.prompt), f"{dense:,.1f}", f"{sparse:,.1f}", f"{sparse / dense:.2f}"])
+    cells = [
+        [label, str(prompt), f"{dense:,.1f}", f"{sparse:,.1f}", f"{sparse / dense:.2f}"]
+        for label, prompt, dense, sparse in _speeds(benchmark)
+    ]
     return table(header, cells)
+
+
+def slower(benchmark: ModelBenchmark) -> list[str]:
+    """Where the sparse model was slower than the dense one, in words."""
+    return [
+        f"{label}, prompt of {prompt} ({sparse / dense:.2f} times the dense model's speed)"
+        for label, prompt, dense, sparse in _speeds(benchmark)
+        if round(sparse / dense, 2) < 1
+    ]
 
 
 def quality_panels(texts: Sequence[TextRow], tasks: Sequence[TaskRow]) -> list[Panel]:
     """Bars of what was measured; only the main metrics of tasks."""
     perplexities = [
-        Pair(f"{row.name}, {row.backend}", row.dense.value, row.sparse.value, f"x {row.ratio.value:.2f}")
-        for row in texts
+        Pair(_label(row, texts), row.dense.value, row.sparse.value, f"x {row.ratio.value:.2f}") for row in texts
     ]
     main = [row for row in tasks if row.drop is not None]
     accuracies = [
@@ -234,6 +246,19 @@ def speed_panels(measured: Sequence[ModelBenchmark]) -> list[Panel]:
         prefill.append(Pair(label, *_prefill(row), f"x {row.prefill_ratio:.2f}"))
     titles = ("Decode, tokens per second, higher is better", "Prefill, tokens per second, higher is better")
     return [Panel(title, pairs, 1) for title, pairs in zip(titles, (decode, prefill), strict=True) if pairs]
+
+
+def _label(row: TextRow, rows: Sequence[TextRow]) -> str:
+    """Text and backend of a row, and what tells it from others that have the same."""
+    alike = [other for other in rows if (other.name, other.backend) == (row.name, row.backend)]
+    return f"{row.name}, {row.backend}" + (f", {row.windows}" if row.windows and alike[1:] else "")
+
+
+def _speeds(benchmark: ModelBenchmark) -> Iterator[tuple[str, int, float, float]]:
+    """What was timed, after a prompt of which length, and tokens per second of the dense and of the sparse model."""
+    for row in benchmark.rows:
+        yield f"decode, {row.runtime}", row.prompt, 1 / row.dense_decode, 1 / row.sparse_decode
+        yield f"prefill, {row.runtime}", row.prompt, *_prefill(row)
 
 
 def _prefill(row: Any) -> tuple[float, float]:

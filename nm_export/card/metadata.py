@@ -1,6 +1,8 @@
 """The front matter of a card, which the Hub reads: what the model is, and its evaluation as a model-index."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -11,22 +13,49 @@ _METRICS = {"acc": "accuracy", "acc_norm": "accuracy"}
 """Names of the harness's metrics as the Hub knows them."""
 
 
-def card_data(facts: Facts) -> ModelCardData:
-    """Return the metadata of a card."""
+_ALWAYS = ("sparsity", "nm-sparsity", "activation-sparsity")
+
+
+def card_metadata(facts: Facts) -> dict[str, Any]:
+    """Return the metadata of a card as plain values.
+
+    What the recipe's `publish` section says comes first, then what the card beside the base model says.
+    """
     results = [_text(row) for row in text_rows(facts.numbers) if math.isfinite(row.sparse.value)]
     results += [_task(row) for row in task_rows(facts.numbers)]
-    base = facts.provenance["base_model"]
-    return ModelCardData(
-        base_model=facts.base_id,
-        license=base.get("license"),
-        license_name=base.get("license_name"),
-        license_link=base.get("license_link"),
+    own, source = facts.recipe.publish, facts.provenance["base_model"].get("card", {})
+    tags = own.tags if own.tags is not None else source.get("tags", ())
+    language = own.language if own.language is not None else source.get("language", ())
+    terms = own.model_dump() if own.license is not None else facts.provenance["base_model"]
+    data = ModelCardData(
+        base_model=_one_or_many(base_models(facts)),
+        datasets=list(source.get("datasets", ())) or None,
+        language=_one_or_many(language),
+        license=terms.get("license"),
+        license_name=terms.get("license_name"),
+        license_link=terms.get("license_link"),
         library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["sparsity", "nm-sparsity", "activation-sparsity", *(["onnx"] if facts.with_onnx else [])],
+        pipeline_tag=source.get("pipeline_tag", "text-generation"),
+        tags=list(dict.fromkeys([*_ALWAYS, *(["onnx"] if facts.with_onnx else []), *tags])),
         model_name=facts.name,
         eval_results=results or None,
     )
+    values: dict[str, Any] = data.to_dict()
+    return values
+
+
+def base_models(facts: Facts) -> tuple[str, ...]:
+    """Hub ids of the models that this one was made from: of `model.source`, or else what its card calls its base."""
+    own = facts.recipe.publish.base_model
+    if own is not None:
+        return own
+    if facts.base_id:
+        return (facts.base_id,)
+    return tuple(facts.provenance["base_model"].get("card", {}).get("base_model", ()))
+
+
+def _one_or_many(words: Sequence[str]) -> str | list[str] | None:
+    return words[0] if len(words) == 1 else list(words) or None
 
 
 def _text(row: TextRow) -> EvalResult:

@@ -10,6 +10,8 @@ from typing import Any
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from nm_export.card.marks import as_read
+
 _PAGE = Path(__file__).with_name("report.html")
 
 
@@ -26,7 +28,7 @@ def report_html(title: str, markdown: str, pictures: Mapping[str, Picture]) -> s
 
     Args:
         title: of the page.
-        markdown: the card without its front matter; HTML in it is shown, not obeyed.
+        markdown: the card; HTML in it is shown, not obeyed.
         pictures: by the path with which the card names them.
     """
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
@@ -46,7 +48,7 @@ def report_html(title: str, markdown: str, pictures: Mapping[str, Picture]) -> s
     # MarkdownIt binds rules to its renderer: the first argument is that renderer
     parser.add_render_rule("image", image)
     page = _PAGE.read_text(encoding="utf-8")
-    return page.replace("{title}", html.escape(title)).replace("{body}", parser.render(markdown))
+    return page.replace("{title}", html.escape(title)).replace("{body}", parser.render(as_read(markdown)))
 
 
 def _data(svg: str) -> str:

@@ -1,8 +1,8 @@
 """Write the card of a folder: README.md, its pictures, report.html."""
 
+import errno
 import json
 import logging
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,82 +12,164 @@ from typing import Any
 from nm_export.benchmark.model import ModelBenchmark
 from nm_export.card.facts import Facts, read_facts
 from nm_export.card.grid import make_grid
-from nm_export.card.loading import named_in
-from nm_export.card.markdown import card_markdown
+from nm_export.card.hand_edits import Merged, merged, new_card
+from nm_export.card.markdown import card_sections
+from nm_export.card.marks import Card, read_card
 from nm_export.card.measured import benchmarks, quality_panels, speed_panels, task_rows, text_rows, written_rows
+from nm_export.card.metadata import card_metadata
 from nm_export.card.pictures import DARK, LIGHT, Theme, draw_layers, draw_pairs
 from nm_export.card.report import Picture, report_html
 from nm_export.card.tables import text_name
 from nm_export.errors import UserError
+from nm_export.finished import PICTURES
 from nm_export.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
-CARD, REPORT, PICTURES = "README.md", "report.html", "pictures"
+CARD, REPORT = "README.md", "report.html"
+_DRAWN = ("quality", "speed", "layers")
 
 
-def write_card(folder: Path, *, name: str, repository: str) -> None:
+def write_card(
+    folder: Path, *, name: str, repository: str, own_text: str | None = None, earlier: Path | None = None
+) -> None:
     """Write README.md, report.html and the pictures from what else a new folder holds.
 
     Args:
         folder: the folder, with all but its card.
         name: title of the card.
         repository: what the lines that load the model name: a repository of the Hub or a folder.
+        own_text: Markdown that the card shows after its introduction.
+        earlier: a folder that the new one replaces. If it was made from the same base model, what somebody wrote into
+            its card outside of nm-export's sections is taken over; sections are written anew.
 
     Raises:
         UserError: a file of the folder is missing or damaged.
     """
-    for path, content in _render(read_facts(folder, name=name, repository=repository)).items():
+    card = _card_of_the_same(folder, earlier) if earlier else None
+    title = card.title if card and card.title else name
+    facts = read_facts(folder, name=title, repository=repository, own_text=own_text)
+    files, _ = _render(facts, card, overwrite=True)
+    for path, content in files.items():
         (folder / path).parent.mkdir(exist_ok=True)
         write_whole(folder / path, content)
 
 
-def refresh_card(folder: str | Path, *, evaluations: Sequence[Path] = (), speeds: Sequence[Path] = ()) -> Path:
+def refresh_card(
+    folder: str | Path,
+    *,
+    evaluations: Sequence[Path] = (),
+    speeds: Sequence[Path] = (),
+    overwrite: bool = False,
+    called: str | None = None,
+) -> Path:
     """Write the card of an exported folder again, with further measurements, which measurements.json keeps.
 
     Everything is made before the first file changes; README.md, with which readers begin, is the last.
+    What somebody has written into README.md by hand stays: text outside of nm-export's sections, metadata that were
+    added, changed or removed, and, unless they are to be overwritten, sections that were changed or removed, of which a
+    warning tells.
 
     Args:
         folder: a folder that `pipeline.run` wrote.
         evaluations: files of `nm-export evaluate --json`, which take the place of those that the folder has.
         speeds: files of `nm-export bench --json`, likewise.
+        overwrite: whether sections that were changed or removed by hand are written anew, and a README.md of somebody
+            else, or of a version of nm-export that made no marks, altogether.
+        called: name of the folder, if it is going to have another one.
 
     Returns:
         The card.
 
     Raises:
-        UserError: the folder was not written by an export, or a file measures another model or no dense one.
+        UserError: the folder was not written by an export, its README.md has no marks of nm-export or no valid
+            metadata, or a file measures another model or no dense one.
     """
     folder = Path(folder).resolve()
-    name, repository = _names(folder)
-    facts = read_facts(folder, name=name, repository=repository)
+    card = _card_of(folder)
+    if card and not card.is_marked and not overwrite:
+        raise UserError(
+            f"{folder / CARD} has no marks of nm-export: it was written by hand or by an earlier version. --overwrite "
+            "writes it anew, without what you have written into it."
+        )
+    place = called or folder.name
+    name, loaded_from = (card.title, card.loaded_from) if card else (None, None)
+    # a repository stays, whatever the folder on this machine is called by now
+    repository = loaded_from if loaded_from and "/" in loaded_from else place
+    facts = read_facts(folder, name=name or place, repository=repository)
     numbers = facts.numbers
     if evaluations:
         numbers["evaluations"] = [_read_evaluation(path, facts) for path in evaluations]
     if speeds:
         numbers["speed"] = [_read_benchmark(path, facts) for path in speeds]
-    files = {"measurements.json": json.dumps(numbers, indent=2) + "\n", **_render(facts)}
-    _replace(folder, files)
+    rendered, kept = _render(facts, card, overwrite=overwrite)
+    try:
+        _replace(folder, {"measurements.json": json.dumps(numbers, indent=2) + "\n", **rendered})
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"{folder} cannot be written to ({error.strerror}); copy it to a place where it can."
+            ) from error
+        raise
+    if kept:
+        logger.warning("%s: %s", folder / CARD, kept)
     return folder / CARD
 
 
-def _names(folder: Path) -> tuple[str, str]:
-    """What the folder's card calls the model, and what it loads it from; the folder's name where there is no card."""
+def is_hand_made(folder: Path) -> bool:
+    """Whether the README.md of a folder has no marks of nm-export, so that it is not known what was written by hand."""
+    card = _card_of(folder)
+    return card is not None and not card.is_marked
+
+
+def _card_of(folder: Path) -> Card | None:
+    path = folder / CARD
     try:
-        text = (folder / CARD).read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return folder.name, folder.name
-    title = re.search("^# (.+)$", text, re.MULTILINE)
-    return title[1] if title else folder.name, named_in(text) or folder.name
+        return read_card(path.read_text(encoding="utf-8-sig"), str(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); it must be a UTF-8 text file.") from error
 
 
-def _render(facts: Facts) -> dict[str, str]:
-    """The files of a card by path, in the order in which they are written."""
+def _card_of_the_same(folder: Path, earlier: Path) -> Card | None:
+    """The card of an earlier export of the same base model, if its hand-written parts are known."""
+    try:
+        card, weights = _card_of(earlier), []
+        for place in (folder, earlier):
+            record = json.loads((place / "nm_export.json").read_text(encoding="utf-8"))
+            weights.append(record["base_model"]["weights_sha256"])
+    except (UserError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return card if card and card.is_marked and weights[0] == weights[1] else None
+
+
+def _render(facts: Facts, card: Card | None, *, overwrite: bool) -> tuple[dict[str, str], str]:
+    """The files of a card by path, in the order in which they are written, and what is kept of an edited one."""
     pictures = _pictures(facts)
     paths = {name: f"{PICTURES}/{name}.svg" for name in pictures}
-    card = card_markdown(facts, paths)
-    page = report_html(facts.name, card.text, {paths[name]: picture for name, picture in pictures.items()})
-    return {**{paths[name]: picture.light for name, picture in pictures.items()}, REPORT: page, CARD: str(card)}
+    sections, metadata = card_sections(facts, paths), card_metadata(facts)
+    said = ""
+    if card and card.is_marked:
+        again = merged(card, sections, metadata, overwrite=overwrite)
+        text = again.text
+        said = _about(again)
+    else:
+        before = {key: value for key, value in card.metadata.items() if key not in metadata} if card else {}
+        text = new_card(facts.name, sections, {**metadata, **before})
+    page = report_html(facts.name, text, {paths[name]: picture for name, picture in pictures.items()})
+    files = {**{paths[name]: picture.light for name, picture in pictures.items()}, REPORT: page, CARD: text}
+    return files, said
+
+
+def _about(card: Merged) -> str:
+    """A sentence on what an edited card does not show as nm-export would write it."""
+    parts = []
+    if card.kept:
+        parts.append(f"{' and '.join(card.kept)} changed by hand and kept as found")
+    if card.removed:
+        parts.append(f"{' and '.join(card.removed)} removed by hand and left out")
+    return f"sections {'; '.join(parts)}. --overwrite writes them anew." if parts else ""
 
 
 def _pictures(facts: Facts) -> dict[str, Picture]:
@@ -168,8 +250,8 @@ def _replace(folder: Path, files: dict[str, str]) -> None:
         for path in files:
             (folder / path).parent.mkdir(exist_ok=True)
             (partial / path).replace(folder / path)
-        for picture in (folder / PICTURES).glob("*.svg"):
-            if f"{PICTURES}/{picture.name}" not in files:
-                picture.unlink()
+        for name in _DRAWN:  # others are somebody's own
+            if f"{PICTURES}/{name}.svg" not in files:
+                (folder / PICTURES / f"{name}.svg").unlink(missing_ok=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

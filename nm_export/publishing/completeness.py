@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from nm_export import modeling
+from nm_export.card.marks import read_card
 from nm_export.digests import file_sha256
 from nm_export.errors import UserError
 from nm_export.finished import Written, written_files
@@ -87,7 +88,12 @@ def _named(folder: Path) -> Iterator[str]:
     )
     card = folder / "README.md"
     if card.is_file():
-        for target in _IMAGE.findall(card.read_text(encoding="utf-8", errors="replace")):
+        try:
+            text = card.read_text(encoding="utf-8-sig")
+        except ValueError as error:
+            raise UserError(f"{card} is not a UTF-8 text file ({error}).") from error
+        read_card(text, str(card))  # the Hub takes no metadata that are no YAML
+        for target in _IMAGE.findall(text):
             if "://" not in target and not target.startswith(("/", "#", "data:")):
                 yield unquote(target)
 

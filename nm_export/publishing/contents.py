@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nm_export import modeling
-from nm_export.card.loading import naming
+from nm_export.card.marks import read_card
+from nm_export.card.naming import named_in, renamed
 from nm_export.card.write import CARD, REPORT
 from nm_export.errors import UserError
 from nm_export.progress import track
@@ -49,7 +50,7 @@ def read_contents(folder: Path, repo_id: str) -> dict[str, File]:
     The card's lines that load the model name the repository instead of the folder. Hidden files stay at home.
 
     Raises:
-        UserError: a link, which may lead anywhere.
+        UserError: a link, which may lead anywhere; or a card whose metadata are no valid YAML.
     """
     contents = {}
     for path in sorted(folder.rglob("*")):
@@ -60,9 +61,11 @@ def read_contents(folder: Path, repo_id: str) -> dict[str, File]:
             raise UserError(f"{path} is a link; publish a folder that holds its files.")
         if path.is_file():
             contents[name.as_posix()] = File(path)
-    for page in (CARD, REPORT):
-        if page in contents:
-            contents[page] = File(naming((folder / page).read_text(encoding="utf-8"), repo_id).encode())
+    pages = {page: (folder / page).read_text(encoding="utf-8") for page in (CARD, REPORT) if page in contents}
+    card = pages.get(CARD)
+    named = named_in(pages.get(REPORT, "")) if card is None else read_card(card, str(folder / CARD)).loaded_from
+    if named is not None:
+        contents |= {page: File(renamed(text, named, repo_id).encode()) for page, text in pages.items()}
     return contents
 
 

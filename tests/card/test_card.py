@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import nm_export.modeling
 from nm_export.card import refresh_card
 from nm_export.card.facts import read_facts
-from nm_export.card.loading import naming
 from nm_export.card.markdown import card_markdown
+from nm_export.card.naming import renamed
 from nm_export.card.report import report_html
 from nm_export.cli import app
 from nm_export.errors import UserError
@@ -103,7 +103,7 @@ def test_every_number_stands_beside_the_dense_one(card, exported):
     numbers = measurements(exported)
     quality, report = numbers["perplexity"], numbers["verification"]
     cells = f"{quality['dense']:.3f} | {quality['sparse']:.3f} | {quality['ratio']:.3f} |"
-    assert f"| builtin:python-docs | PyTorch | {cells}" in card.text
+    assert f"| builtin:python-docs | 4 x 32 | PyTorch | {cells}" in card.text
     floor = report["floor"]
     assert f"| {floor['kl']:.4f} | {floor['top1_agreement']:.1%} |" in card.text
     assert "| equal in 13 of 13 layers |" in card.text
@@ -175,7 +175,7 @@ def test_further_measurements(folder, tmp_path):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     card = ModelCard.load(folder / "README.md")
-    assert "| wiki.txt | ONNX Runtime | 25.000 ± 1.250 | 31.250 ± 1.500 | 1.250 ± 0.020 |" in card.text
+    assert "| wiki.txt | 4 x 512 | ONNX Runtime | 25.000 ± 1.250 | 31.250 ± 1.500 | 1.250 ± 0.020 |" in card.text
     assert "| wiki.txt | dense | PyTorch | 2.000 ± 0.250 |  | 25.0 % |" in card.text
     assert "| wiki.txt | sparse | ONNX Runtime | 3.000 ± 0.125 | 3.5 ± 0.5 | 50.0 ± 1.0 % |" in card.text
     assert "What it writes was measured on wiki.txt" in card.text
@@ -252,10 +252,10 @@ def test_a_folder_that_was_saved_without_a_recipe(folder):
 def test_a_repository_is_named_wherever_the_model_is_loaded(exported):
     for name, quote in (("README.md", '"'), ("report.html", "&quot;")):
         text = (exported / name).read_text()
-        named = naming(text, "you/model")
+        named = renamed(text, exported.name, "you/model")
         assert named.count(f"({quote}you/model{quote}") == 5
         assert f"({quote}{exported.name}{quote}" not in named
-        assert naming(named, exported.name) == text
+        assert renamed(named, "you/model", exported.name) == text
 
 
 def test_names_are_text_in_the_page(exported):

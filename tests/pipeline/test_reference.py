@@ -15,6 +15,7 @@ from nm_export.cli import app
 from nm_export.dry_run import dry_run
 from nm_export.errors import NMExportError, UserError
 from nm_export.publishing import base_weights
+from nm_export.publishing.hub import check_publishable
 from tests.conftest import MIXED
 from tests.tiny_folder import SIZES, tiny_recipe, write_tiny_folder
 
@@ -64,9 +65,10 @@ def test_both_forms_from_each_other(small, tiny_source, tmp_path):
     assert files(tmp_path / "full").keys() == files(tmp_path / "run").keys()
     for name in ("model.safetensors", "config.json", "generation_config.json", "modeling_nm_sparse.py"):
         assert (tmp_path / "full" / name).read_bytes() == (tmp_path / "run" / name).read_bytes(), name
-    converted = command("convert", tmp_path / "full", tmp_path / "back", "--weights", "reference")
+    back = tmp_path / "back" / small.name  # by which the card loads it
+    converted = command("convert", tmp_path / "full", back, "--weights", "reference")
     assert converted.exit_code == 0, converted.output
-    assert files(tmp_path / "back") == files(small)
+    assert files(back) == files(small)
 
 
 def test_onnx_is_kept(exported, tmp_path):
@@ -80,6 +82,34 @@ def test_onnx_is_kept(exported, tmp_path):
     assert "they are read from the base model's folder" in (tmp_path / "small" / "README.md").read_text()
     report = json.loads(pipeline.verify_folder(tmp_path / "small"))
     assert set(report["modules"]) == {"reloaded", "onnx_kernel", "onnx_function"}
+
+
+def test_a_folder_without_onnx_from_one_with_it(exported, tmp_path):
+    small = tmp_path / "ein Gedicht äö"
+    converted = command("convert", exported, small, "--weights", "reference", "--skip-onnx")
+    assert converted.exit_code == 0, converted.output
+    assert "of onnx/ are left out" in converted.output
+    assert not (small / "onnx").exists()
+    card = (small / "README.md").read_text()
+    assert f'from_pretrained("{small.name}"' in card
+    assert "ONNX Runtime, compiled operators" not in card
+    assert "\n- onnx\n" not in card
+    check_publishable(small)
+    assert set(json.loads(pipeline.verify_folder(small))["modules"]) == {"reloaded"}
+    with_all = command("convert", exported, tmp_path / "full", "--skip-onnx")
+    assert with_all.exit_code == 0, with_all.output
+    assert (tmp_path / "full" / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    check_publishable(tmp_path / "full")
+    (small / "nm_parameters.safetensors").unlink()
+    with pytest.raises(UserError, match=r"nm_parameters\.safetensors is missing"):
+        check_publishable(small)
+
+
+def test_the_size_of_the_onnx_part_is_said(exported, tmp_path):
+    converted = command("convert", exported, tmp_path / "small", "--weights", "reference")
+    onnx = sum(path.stat().st_size for path in (exported / "onnx").iterdir())
+    assert f"onnx/ holds {onnx / 1e6:,.2f} MB more, which --skip-onnx leaves out;" in converted.output
+    check_publishable(tmp_path / "small")
 
 
 def test_another_result_is_not_put_in_place(exported, tmp_path, monkeypatch):
@@ -106,6 +136,8 @@ def test_what_cannot_be_converted(small, exported, tmp_path):
         ((small, tmp_path / "out", "--weights", "reference"), f"The weights of {small} are reference already."),
         ((exported, tmp_path / "out", "--weights", "full"), f"The weights of {exported} are full already."),
         ((small, small / "out", "--weights", "full"), "lie in each other"),
+        ((exported, tmp_path / "out"), "Say what is to change: --weights full, --weights reference or --skip-onnx"),
+        ((small, tmp_path / "out", "--skip-onnx"), f"{small} has no ONNX export that could be left out"),
         (
             (small, tmp_path / "out", "--weights", "full", "--base", "a/b"),
             "--base and --revision are for --weights ref",
