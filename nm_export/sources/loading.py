@@ -25,9 +25,9 @@ from nm_export.sources.errors import SourceUnavailableError
 from nm_export.sources.folder_files import check_folder
 from nm_export.sources.gguf_header import check_gguf
 from nm_export.sources.hub import SMALL_FILES, fetch_config, fetch_model
-from nm_export.sources.license import read_license
 from nm_export.sources.locate import ModelSource, resolve_source
 from nm_export.sources.sample import cached_path, fetch_sample
+from nm_export.sources.source_card import read_description, read_license
 from nm_export.tokenizer_files import open_tokenizer
 
 
@@ -186,6 +186,7 @@ def _provenance(source: ModelSource, folder: Path, weights: list[Path], model: P
         "base_model": source.base_model,
         "revision": folder.name if source.kind == "hub" else None,
         **({"license": source.sample.license} if source.sample is not None else read_license(folder)),
+        "card": (read_description(folder) if source.sample is None else {}) or None,
         "dtype": str(model.dtype).removeprefix("torch."),
         "weights_sha256": {file.name: known_sha256(file) for file in weights},
     }
