@@ -168,3 +168,14 @@ def test_what_is_written_again_is_known_as_it_is_now(tmp_path):
     record_written(tmp_path, "onnx", [tmp_path / "a.json"])
     assert written_files(tmp_path)["a.json"].size == 2
     assert "a.json" not in json.loads((tmp_path / STAGES_FILE).read_text())["stages"]["save"]["wrote"]
+
+
+def test_nothing_is_sent_of_a_folder_that_has_changed(hub, folder, monkeypatch):
+    monkeypatch.setattr(completeness, "HASHED_AT_ONCE", 0)
+    record_written(folder, "write")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(UserError, match=r"model\.safetensors is not as it was written"):
+        pipeline.publish_folder(folder)
+    assert not hub.repositories
+    assert not hub.count("PUT", "/storage/")
