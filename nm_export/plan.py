@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,8 +135,13 @@ class Plan:
         }
 
 
-def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
+def make_plan(model: PreTrainedModel, recipe: Recipe, *, with_onnx: bool | None = None) -> Plan:
     """Resolve a recipe against a dense causal language model, which may live in torch's FakeTensorMode.
+
+    Args:
+        model: the model.
+        recipe: its sparsity section counts.
+        with_onnx: whether an ONNX graph has to do what the plan says; None is what the recipe says.
 
     Raises:
         UserError: a wildcard matches nothing, a module cannot be pruned, `m` does not divide its input channels, the
@@ -174,7 +179,13 @@ def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
                 f"{planned.scheme.pattern} does not divide; choose another pattern or add the module to "
                 "sparsity.ignore."
             ) from None
-    _refuse_flattened(model, linears, plan)
+    schemes = {
+        linear.name: linear.scheme for linear in plan.pruned if linear.scheme and linear.scheme.prune != "weights"
+    }
+    _refuse_scores_of_lists(model, linears, schemes)
+    if recipe.onnx.enabled if with_onnx is None else with_onnx:
+        phases = {name: scheme.phase for name, scheme in schemes.items()}
+        refuse_phases_of_lists(model, {name: linears[name] for name in phases}, phases)
     return plan
 
 
@@ -187,27 +198,45 @@ def _refuse_adapters(model: PreTrainedModel) -> None:
         )
 
 
-def _refuse_flattened(model: PreTrainedModel, linears: dict[str, nn.Linear], plan: Plan) -> None:
-    """Refuse schemes that look at a whole sequence for linears that get the tokens of all sequences in one list."""
-    schemes = {linear.name: linear.scheme for linear in plan.pruned if linear.scheme is not None}
-    asked = {
-        name: f"score: {scheme.score}" if scheme.score == "clact_noncausal" else f"phase: {scheme.phase}"
-        for name, scheme in schemes.items()
-        if scheme.prune == "activations" and (scheme.phase != "both" or scheme.score == "clact_noncausal")
-    }
-    if not asked:
-        return
-    remedies = {"score": "score: clact", "phase": "phase: both"}
+def _refuse_scores_of_lists(
+    model: PreTrainedModel, linears: Mapping[str, nn.Linear], schemes: Mapping[str, Scheme]
+) -> None:
+    asked = {name: linears[name] for name, scheme in schemes.items() if scheme.score == "clact_noncausal"}
+    for name, shape in _lists(model, asked).items():
+        raise UserError(
+            f"{name} reads {shape} for 2 sequences of 3 tokens: all tokens in one list, in which "
+            "score: clact_noncausal cannot tell one sequence from the next; give it score: clact in sparsity.overrides, or add it to "
+            "sparsity.ignore."
+        )
+
+
+def refuse_phases_of_lists(model: PreTrainedModel, linears: Mapping[str, nn.Linear], phases: Mapping[str, str]) -> None:
+    """Refuse phases of linears that get the tokens of all sequences in one list: a graph sees the list only.
+
+    Args:
+        model: the model, dense or sparse.
+        linears: its linears by name.
+        phases: the phase of each.
+
+    Raises:
+        UserError: a phase other than `both` of such a linear.
+    """
+    asked = {name: linear for name, linear in linears.items() if phases[name] != "both"}
+    for name, shape in _lists(model, asked).items():
+        raise UserError(
+            f"{name} reads {shape} for 2 sequences of 3 tokens: all tokens in one list, in which an ONNX graph cannot "
+            f"tell what phase: {phases[name]} is; give it phase: both in sparsity.overrides, add it to "
+            "sparsity.ignore, or set onnx.enabled to false."
+        )
+
+
+def _lists(model: PreTrainedModel, linears: Mapping[str, nn.Linear]) -> dict[str, list[int]]:
+    """Shapes of the inputs of those linears that get the tokens of 2 sequences of 3 in one list, by name."""
     shapes: dict[str, list[int]] = {}
-    with _inputs_noted({name: linears[name] for name in asked}, lambda name, x: shapes.update({name: list(x.shape)})):
-        _run(model, batch=2, tokens=3)
-    for name, shape in shapes.items():
-        if shape[:-1] != [2, 3]:
-            raise UserError(
-                f"{name} reads {shape} for 2 sequences of 3 tokens: all tokens in one list, in which {asked[name]} "
-                f"cannot tell one sequence from the next; give it {remedies[asked[name].partition(':')[0]]} in "
-                "sparsity.overrides, or add it to sparsity.ignore."
-            )
+    if linears:
+        with _inputs_noted(linears, lambda name, x: shapes.update({name: list(x.shape)})):
+            _run(model, batch=2, tokens=3)
+    return {name: shape for name, shape in shapes.items() if shape[:-1] != [2, 3]}
 
 
 def _other_layers(model: PreTrainedModel) -> dict[str, str]:
@@ -266,6 +295,7 @@ def _inputs_noted(linears: Mapping[str, nn.Linear], note: Callable[[str, torch.T
 
 
 def _run(model: PreTrainedModel, batch: int, tokens: int) -> None:
-    with torch.no_grad():
+    densely = model.dense() if hasattr(model, "nm_modules") else nullcontext()
+    with torch.no_grad(), densely:
         ids = torch.zeros(batch, tokens, dtype=torch.long, device=model.device)
         model.base_model(input_ids=ids, use_cache=False)

@@ -33,7 +33,7 @@ def sparsify(model: PreTrainedModel, recipe: Recipe | None = None, **sparsity: A
             recipe = Recipe.from_dict({"model": {"source": "in memory"}, "sparsity": sparsity})
         except ValueError as error:
             raise UserError(f"sparsify: {_first_problem(error)}") from error
-    sparse = NMSparseForCausalLM.from_dense(model, make_plan(model, recipe).sparsity())
+    sparse = NMSparseForCausalLM.from_dense(model, make_plan(model, recipe, with_onnx=False).sparsity())
     keep_dense_weights(sparse)
     prune_weights(sparse)
     return sparse

@@ -11,6 +11,7 @@ import shutil
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,9 @@ def group_size(pattern: str, channels: int) -> tuple[int, int]:
 
 
 _plain = False
+
+# Tokens of each sequence in the model's current call, for linears that get the tokens of all sequences in one list.
+_sequence_length: ContextVar[int | None] = ContextVar("nm_sparse_sequence_length", default=None)
 
 
 @contextmanager
@@ -159,6 +163,7 @@ def nm_topk(
     variance_correction: bool = False,
     phase: int = 0,
     strided: bool = False,
+    is_decode: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Prune a linear's input: `values` and `token_shift` of the operator `ai.nm_export::NMTopK`.
 
@@ -173,6 +178,7 @@ def nm_topk(
         variance_correction: whether to scale what is kept to the variance of the whole.
         phase: 0 prunes every call, 1 only calls with several tokens per sequence, 2 only calls with one.
         strided: whether a group holds the channels `g, g + K/m, g + 2 K/m, ...` instead of neighbours.
+        is_decode: whether the call has one token per sequence; None is what the shape of `x` says.
 
     Returns:
         The corrected kept values `[..., K]` in the dtype of `x`; the dynamic shift, float32 `[..., 1]`, 0 when static.
@@ -194,9 +200,11 @@ def nm_topk(
             shift_mode=shift_mode,
             variance_correction=variance_correction,
             phase=phase,
+            is_decode=is_decode,
         )
         return undeal(values, m), token_shift
-    is_decode = x.dim() < 2 or x.shape[-2] == 1
+    if is_decode is None:
+        is_decode = x.dim() < 2 or x.shape[-2] == 1
     is_pruned = not phase or is_decode == (phase == PHASES["decode"])
     compiled = _compiled("nm_topk", x, score, shift)
     if compiled is not None and not (torch.is_grad_enabled() and any(_has_grad(t) for t in (x, shift))):
@@ -411,11 +419,15 @@ class NMSparseLinear(nn.Linear):
         """Return the corrected kept values of `x` `[..., K]` and its dynamic shift `[..., 1]`; see `nm_topk`.
 
         Raises:
-            ValueError: `x` is `[tokens, K]`, and the scheme needs to know which tokens belong to one sequence.
+            ValueError: `x` is `[tokens, K]`, and the scheme needs to know which tokens belong to one sequence, or how
+                many, which only the model knows.
         """
-        score = self.nm_score
+        score, is_decode = self.nm_score, None
         noncausal = self.score == "clact_noncausal"
-        if x.dim() == 2 and (noncausal or self.phase != "both"):
+        if x.dim() == 2 and self.phase != "both":
+            length = _sequence_length.get()
+            is_decode = None if length is None else length == 1
+        if x.dim() == 2 and (noncausal or (self.phase != "both" and is_decode is None)):
             what = f"score: {self.score}" if noncausal else f"phase: {self.phase}"
             raise ValueError(
                 f"{self.name} reads {list(x.shape)}, the tokens of all sequences in one list, so that {what} cannot "
@@ -438,6 +450,7 @@ class NMSparseLinear(nn.Linear):
             variance_correction=self.variance_correction,
             phase=PHASES[self.phase],
             strided=self.strided,
+            is_decode=is_decode,
         )
 
     def product(self, values: Tensor, token_shift: Tensor) -> Tensor:
@@ -668,21 +681,20 @@ class _NMSparse(PreTrainedModel):
             )
         self._pruned = found
 
-    def _check_call(self, ids: Any = None, mask: Any = None, *_: Any, **inputs: Any) -> None:
+    def _check_call(self, ids: Tensor | None, mask: Any) -> None:
         """Raise a ValueError where this call would not prune as the configuration says."""
         self._check_linears()
-        mask = inputs.get("attention_mask", mask)
         if (
             isinstance(mask, Tensor)
             and mask.dim() == 2
+            and ids is not None
             and any(scheme["score"] == "clact_noncausal" for scheme in self.config.sparsity["schemes"])
+            and not bool(mask[:, -ids.shape[1] :].all())
         ):
-            ids = next((inputs[name] for name in ("input_ids", "inputs_embeds") if inputs.get(name) is not None), ids)
-            if ids is not None and not bool(mask[:, -ids.shape[1] :].all()):
-                raise ValueError(
-                    "score: clact_noncausal looks at every token of a sequence, and padding has a say; give it "
-                    "sequences of one length, without padding."
-                )
+            raise ValueError(
+                "score: clact_noncausal looks at every token of a sequence, and padding has a say; give it "
+                "sequences of one length, without padding."
+            )
 
     def nm_modules(self) -> dict[str, NMSparseLinear]:
         """Return the pruned linears by name."""
@@ -767,9 +779,16 @@ def _sparse_linears(model: nn.Module, sparsity: dict[str, Any]) -> dict[str, NMS
 def _bind(sparse_class: Any, base_class: Any) -> Any:
     @functools.wraps(base_class.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            self._check_call(*args, **kwargs)
-        return base_class.forward(self, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            return base_class.forward(self, *args, **kwargs)
+        ids, mask = (*args, None, None)[:2]
+        ids = next((kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), ids)
+        self._check_call(ids, kwargs.get("attention_mask", mask))
+        before = _sequence_length.set(None if ids is None else ids.shape[1])
+        try:
+            return base_class.forward(self, *args, **kwargs)
+        finally:
+            _sequence_length.reset(before)
 
     namespace = {
         "__module__": sparse_class.__module__,

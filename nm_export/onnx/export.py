@@ -14,6 +14,7 @@ from nm_export.onnx.pruned_inputs import pruned_inputs
 from nm_export.onnx.quantize import weight_format
 from nm_export.onnx.rewrite.quantized_product import check_width
 from nm_export.onnx.weight_error import QuantizationReport
+from nm_export.plan import refuse_phases_of_lists
 from nm_export.versions import installed_versions
 
 if TYPE_CHECKING:
@@ -86,10 +87,12 @@ def export_onnx(
     target = Path(folder) / "onnx"
     format = weight_format(precision, block_size, symmetric)
     inputs = pruned_inputs(model)
+    modules = model.nm_modules()
+    refuse_phases_of_lists(model, modules, {name: module.phase for name, module in modules.items()})
     if format is not None:
         if kernel == "topk":
             raise UserError(f"onnx.kernel topk multiplies float32 weights, not {precision}: use auto.")
-        for name, module in model.nm_modules().items():
+        for name, module in modules.items():
             check_width(name, module.out_features, format)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".onnx-") as scratch:
         made = Path(scratch) / "onnx"

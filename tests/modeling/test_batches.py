@@ -4,11 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, OPTConfig, Qwen2MoeConfig
 
-from nm_export import UserError, sparsify
+from nm_export import Recipe, UserError, export_onnx, sparsify
 from nm_export.calibration.bias import calibrate_bias
 from nm_export.calibration.calibrate import calibrate
 from nm_export.modeling import NMSparseLinear
 from nm_export.modeling.configuration_nm_sparse import SCHEME_DEFAULTS
+from nm_export.plan import make_plan
 from nm_export.verification.modules import capture_inputs, record_modules
 from tests.tiny_models import _SIZES, CONFIGS, token_ids
 
@@ -43,13 +44,18 @@ ATTENTION = {"opt": ["*.self_attn.*_proj"], "qwen2_moe": ["*.self_attn.*_proj"]}
 SHORT, LONG = token_ids(1, 5, seed=1), token_ids(1, 9, seed=2)
 
 
-def sparse(architecture, targets=None, **scheme):
+def dense(architecture):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGURATIONS[architecture]()).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 2:
                 parameter.mul_(4)
+    return model
+
+
+def sparse(architecture, targets=None, **scheme):
+    model = dense(architecture)
     ignore = ["lm_head", "*.experts"] if architecture == "qwen2_moe" else ["lm_head"]
     model = sparsify(model, pattern="4:8", ignore=ignore, **({"targets": targets} if targets else {}), **scheme)
     calibrate(model, token_ids(3, 8, seed=3))
@@ -81,8 +87,7 @@ SCHEMES = {
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES)
 @pytest.mark.parametrize("architecture", CONFIGURATIONS)
 def test_rows_of_a_padded_batch(architecture, scheme):
-    targets = ATTENTION.get(architecture) if "phase" in scheme else None
-    model = sparse(architecture, targets, **scheme)
+    model = sparse(architecture, **scheme)
     for side in ("left", "right"):
         assert_rows_are_alone(model, side)
     ids, _ = padded("left")
@@ -93,12 +98,39 @@ def test_rows_of_a_padded_batch(architecture, scheme):
 
 
 @pytest.mark.parametrize("architecture", FLATTENED)
-@pytest.mark.parametrize("scheme", [{"phase": "decode"}, {"phase": "prefill"}, {"score": "clact_noncausal"}], ids=str)
-def test_what_needs_sequences_is_refused_where_tokens_come_in_one_list(architecture, scheme):
-    remedy = "score: clact" if "score" in scheme else "phase: both"
-    with pytest.raises(UserError, match=rf"layers\.0\..* reads \[6, 32\] for 2 sequences .* give it {remedy} in"):
-        sparse(architecture, FLATTENED[architecture], **scheme)
-    sparse(architecture, ATTENTION[architecture], **scheme)  # these read [batch, tokens, K]
+@pytest.mark.parametrize("phase", ["decode", "prefill"])
+def test_phases_are_those_of_the_call_where_tokens_come_in_one_list(architecture, phase):
+    model = sparse(architecture, FLATTENED[architecture], phase=phase)
+    prompts = token_ids(2, 8, seed=3)
+
+    def step(rows):  # a prompt, then one token on its cache
+        cache = model(input_ids=rows, use_cache=True).past_key_values
+        return model(input_ids=rows[:, -1:], past_key_values=cache).logits
+
+    with torch.no_grad():
+        together = step(prompts)
+        alone = torch.cat([step(prompts[:1]), step(prompts[1:])])
+        torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+        with model.dense():
+            dense = step(prompts)
+    assert not torch.allclose(together, dense, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", FLATTENED)
+def test_a_graph_cannot_tell_phases_where_tokens_come_in_one_list(architecture, tmp_path):
+    recipe = Recipe(model={"source": "here"}, sparsity={"phase": "decode", "targets": FLATTENED[architecture]})
+    with pytest.raises(UserError, match=r"reads \[6, 32\] for 2 sequences .* or set onnx\.enabled to false"):
+        make_plan(dense(architecture), recipe)
+    model = sparse(architecture, FLATTENED[architecture], phase="decode")
+    with pytest.raises(UserError, match="an ONNX graph cannot tell"):
+        export_onnx(model, tmp_path, tokenizer_dir=tmp_path)
+
+
+@pytest.mark.parametrize("architecture", FLATTENED)
+def test_noncausal_scores_are_refused_where_tokens_come_in_one_list(architecture):
+    with pytest.raises(UserError, match=r"layers\.0\..* reads \[6, 32\] for 2 sequences .* give it score: clact in"):
+        sparse(architecture, FLATTENED[architecture], score="clact_noncausal")
+    sparse(architecture, ATTENTION[architecture], score="clact_noncausal")  # these read [batch, tokens, K]
 
 
 @pytest.mark.parametrize("scheme", [{"phase": "decode"}, {"score": "clact_noncausal"}], ids=str)
