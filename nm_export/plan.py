@@ -205,8 +205,8 @@ def _refuse_scores_of_lists(
     for name, shape in _lists(model, asked).items():
         raise UserError(
             f"{name} reads {shape} for 2 sequences of 3 tokens: all tokens in one list, in which "
-            "score: clact_noncausal cannot tell one sequence from the next; give it score: clact in sparsity.overrides, or add it to "
-            "sparsity.ignore."
+            "score: clact_noncausal cannot tell one sequence from the next; give it score: clact in "
+            "sparsity.overrides, or add it to sparsity.ignore."
         )
 
 
