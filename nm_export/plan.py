@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from nm_export.errors import UserError
 from nm_export.modeling.configuration_nm_sparse import SPARSITY_VERSION
-from nm_export.modeling.modeling_nm_sparse import group_size
+from nm_export.modeling.modeling_nm_sparse import NMSparseForCausalLM, group_size
 from nm_export.recipe import Recipe, Scheme
 
 _SELECTION = ("pattern", "grouping", "score", "score_exponent", "shift", "variance_correction", "phase")
@@ -295,7 +295,7 @@ def _inputs_noted(linears: Mapping[str, nn.Linear], note: Callable[[str, torch.T
 
 
 def _run(model: PreTrainedModel, batch: int, tokens: int) -> None:
-    densely = model.dense() if hasattr(model, "nm_modules") else nullcontext()
+    densely: Any = model.dense() if isinstance(model, NMSparseForCausalLM) else nullcontext()
     with torch.no_grad(), densely:
         ids = torch.zeros(batch, tokens, dtype=torch.long, device=model.device)
         model.base_model(input_ids=ids, use_cache=False)
