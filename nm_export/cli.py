@@ -3,9 +3,7 @@
 Everything heavy is imported inside the commands, so that `nm-export --help` answers at once.
 """
 
-import difflib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -14,75 +12,63 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from nm_export.console import explained, show
+from nm_export.exported import check_exported, check_model
 from nm_export.interruption import EXITS_AFTER_SIGNALS
+from nm_export.json_files import check_json_target, write_json
+from nm_export.terminal import drop_output, write_every_character
+from nm_export.words import CommandsAndModels, CommandsAndRecipes
 
 if TYPE_CHECKING:
     from nm_export.recipe import Recipe
 
-
-class ExportByDefault(TyperGroup):
-    """A group whose first word may be a recipe: `nm-export RECIPE ...` means `nm-export export RECIPE ...`."""
-
-    default, meant_for = "export", "recipe"
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the default command in front of everything that is neither a command nor an option of the group."""
-        own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
-        if args and args[0] not in self.commands and args[0] not in own:
-            word = args[0]
-            meant = difflib.get_close_matches(word, self.commands, n=1, cutoff=0.75)
-            if meant and not Path(word).exists():
-                ctx.fail(f"There is no command or {self.meant_for} {word!r}. Did you mean {meant[0]}?")
-            args = [self.default, *args]
-        return super().parse_args(ctx, args)
-
-
-class ModelByDefault(ExportByDefault):
-    """The same for `nm-export bench FOLDER`, which means `nm-export bench model FOLDER`."""
-
-    default, meant_for = "model", "folder"
-
-
 app = typer.Typer(
-    cls=ExportByDefault,
+    cls=CommandsAndRecipes,
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # boxes are as wide as the window, and noise in a pipe
     context_settings={"help_option_names": ["-h", "--help"]},
     subcommand_metavar="RECIPE [OPTIONS] | COMMAND ...",
-    epilog="Options of an export: nm-export RECIPE --help",
+    epilog="Options of an export: nm-export export --help",
 )
 
 bench = typer.Typer(
-    cls=ModelByDefault,
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    subcommand_metavar="FOLDER [OPTIONS] | COMMAND ...",
-    epilog="Options for a folder: nm-export bench model --help",
+    cls=CommandsAndModels,
+    rich_markup_mode=None,
+    subcommand_metavar="MODEL [OPTIONS] | COMMAND ...",
+    epilog="Options for a model: nm-export bench model --help",
 )
 app.add_typer(bench, name="bench")
 
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More messages, and the traceback of a failure.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder that an export wrote.")]
-RepoId = Annotated[str | None, typer.Option(help="Repository to publish to: user/name.")]
-Revision = Annotated[str | None, typer.Option(help="Branch of the repository; made when it does not exist.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A folder that an export wrote, or the name of a published repository.")
+]
+RepoId = Annotated[str | None, typer.Option(metavar="USER/NAME", help="Repository to publish to: user/name.")]
+Revision = Annotated[
+    str | None, typer.Option(metavar="BRANCH", help="Branch of the repository; made when it does not exist.")
+]
 Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
 CreatePR = Annotated[bool, typer.Option("--create-pr", help="Leave a pull request instead of changing the branch.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the numbers here too.")]
+MarkdownText = Annotated[bool, typer.Option("--markdown", help="Show Markdown in a terminal too, as in a file.")]
 Prompts = Annotated[
     list[int] | None,
     typer.Option(
-        min=1, help="Length of prompt in tokens, the context of decoding; may be repeated. 64 and 256 by default."
+        metavar="N",
+        min=1,
+        help="Length of prompt in tokens, the context of decoding; may be repeated. 64 and 256 by default.",
     ),
 ]
-NewTokens = Annotated[int, typer.Option(min=1, help="Tokens made after each prompt.")]
-Repeats = Annotated[int, typer.Option(min=1, help="Alternating runs; the median counts.")]
+NewTokens = Annotated[int, typer.Option(metavar="N", min=1, help="Tokens made after each prompt.")]
+Repeats = Annotated[int, typer.Option(metavar="N", min=1, help="Alternating runs; the median counts.")]
 Architecture = Annotated[
-    str, typer.Option(help="smollm2, mistral-7b, llama-3.1-8b, qwen2.5-7b or gemma-3-4b.", show_default=False)
+    str,
+    typer.Option(
+        metavar="NAME", help="smollm2, mistral-7b, llama-3.1-8b, qwen2.5-7b or gemma-3-4b.", show_default=False
+    ),
 ]
 
 
@@ -117,11 +103,12 @@ class ScoringBackend(StrEnum):
 
 def main() -> None:
     """Entry point of `nm-export`."""
+    write_every_character()
     try:
         app(prog_name="nm-export")
     except SystemExit as end:
+        drop_output()
         if end.code in EXITS_AFTER_SIGNALS:  # threads that still fetch or write something are not waited for
-            sys.stdout.flush()
             os._exit(int(end.code))
         raise
 
@@ -144,24 +131,28 @@ def nm_export(
 ) -> None:
     """Make a language model sparse in its activations (N:M), and write, verify and publish it.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       nm-export recipes/smollm2_8of16.yaml
-
       nm-export recipes/mistral_8of16.yaml --dry-run
-
       nm-export recipes/mistral_8of16.yaml --push-to-hub --repo-id me/Mistral-7B-8of16
-
       nm-export recipes/smollm2_8of16.yaml --set sparsity.pattern=4:8 --output-dir out
-
       nm-export generate output/smollm2-135m-8of16 "Once upon a time" --backend onnx
     """
 
 
 @app.command()
 def export(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file (docs/recipes.md).")],
-    output_dir: Annotated[Path | None, typer.Option(help="Folder to write; the recipe's own by default.")] = None,
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="The recipe, a YAML file (docs/recipes.md); or a model, which is exported with the defaults.",
+        ),
+    ],
+    output_dir: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder to write; the recipe's own by default.")
+    ] = None,
     push_to_hub: Annotated[
         bool, typer.Option("--push-to-hub", help="Publish after everything was verified (log in first: hf auth login).")
     ] = False,
@@ -188,23 +179,21 @@ def export(
 ) -> None:
     """Calibrate, write, export and verify the model of RECIPE.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       nm-export recipes/smollm2_8of16.yaml
-
       nm-export recipes/smollm2_8of16.yaml --set sparsity.pattern=4:8 --set calibration.num_samples=32
-
       nm-export recipes/mistral_8of16.yaml --push-to-hub --private
     """
     with explained(verbose):
-        from nm_export.recipe import load_recipe
+        from nm_export.recipe.naming import name_recipe
 
-        loaded = load_recipe(recipe, settings or ())
+        loaded, own_output_dir = name_recipe(recipe, settings or ())
         run_export(
             loaded,
             dry_run=dry_run,
             verbose=verbose,
-            output_dir=output_dir,
+            output_dir=output_dir or own_output_dir,
             push_to_hub=push_to_hub,
             repo_id=repo_id,
             revision=revision,
@@ -227,15 +216,17 @@ def publish(
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Publish an exported and verified folder, or continue to (docs/publishing.md).
+    """Publish a folder on the Hugging Face Hub.
 
-    [bold]Examples[/bold]
+    Continues where an earlier publication of it was interrupted (docs/publishing.md).
 
+    \b
+    Examples:
       nm-export publish output/smollm2-135m-8of16 --repo-id me/SmolLM2-8of16 --private
-
       nm-export publish output/smollm2-135m-8of16 --repo-id me/SmolLM2-8of16 --revision experiment --create-pr
     """
     with explained(verbose):
+        check_exported(folder, doing="publish")
         from nm_export import pipeline
 
         show(
@@ -256,27 +247,31 @@ def convert(
     output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder to write.")],
     weights: Annotated[
         WeightsForm | None,
-        typer.Option(help="Which weights OUTPUT holds (docs/publishing.md); those of FOLDER by default."),
+        typer.Option(help="Which weights OUTPUT holds: all, or only the new ones; those of FOLDER by default."),
     ] = None,
     base: Annotated[
-        str | None, typer.Option(help="Where the others are: Hub id or folder; the recipe's model by default.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The base model, a Hub id or a folder; the recipe's model by default."),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit of it; the exported one by default.")
+        str | None,
+        typer.Option(metavar="REVISION", help="Branch, tag or commit of the base model; the exported one by default."),
     ] = None,
     skip_onnx: Annotated[bool, typer.Option("--skip-onnx", help="Leave out the ONNX export.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in OUTPUT.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Copy an exported folder with or without the base model's weights, or without its ONNX export.
+    """Copy a folder with or without the base model's weights or its ONNX export.
 
-    [bold]Examples[/bold]
+    See docs/publishing.md, "Small repositories".
 
+    \b
+    Examples:
       nm-export convert output/Mistral-7B-8of16 small --weights reference --skip-onnx
-
       nm-export convert small whole --weights full
     """
     with explained(verbose):
+        check_exported(folder, doing="convert")
         from nm_export.conversion import convert as write_other_form
 
         show(
@@ -293,85 +288,100 @@ def convert(
 
 
 @app.command()
-def verify(folder: Folder, verbose: Verbose = False) -> None:
-    """Check again that every form of an exported model agrees."""
-    with explained(verbose):
+def verify(model: Model, json_file: JsonFile = None, verbose: Verbose = False) -> None:
+    """Check again that every form of an exported model agrees.
+
+    Ends with code 1 when it does not.
+    """
+    with explained(verbose), _measured(json_file) as report:
+        check_exported(model, name_will_do=True)
         from nm_export import pipeline
 
-        show(pipeline.verify_folder(folder))
+        report(pipeline.verify_folder(model))
 
 
 @app.command()
 def generate(
-    folder: Folder,
+    model: Model,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
     backend: Annotated[Backend, typer.Option(help="What runs the model.")] = Backend.torch,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest continuation, in tokens.")] = 64,
     dense: Annotated[bool, typer.Option("--dense", help="Switch sparsity off, to compare.")] = False,
     verbose: Verbose = False,
 ) -> None:
     """Continue a text with an exported model.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       nm-export generate output/smollm2-135m-8of16 "What is the capital of France?" --backend onnx
     """
     with explained(verbose):
+        check_exported(model, name_will_do=True)
         from nm_export.generation import generate as continue_text
 
-        show(continue_text(folder, prompt, backend=backend.value, max_new_tokens=max_new_tokens, dense=dense))
+        show(continue_text(model, prompt, backend=backend.value, max_new_tokens=max_new_tokens, dense=dense))
 
 
 @bench.callback()
 def bench_group() -> None:
-    """Time models, and the operators that they are made of, beside their dense twins.
+    """Time a model, or its operators, beside its dense twin.
 
-    [bold]Examples[/bold]
-
+    \b
+    Examples:
       nm-export bench output/smollm2-135m-8of16 --prompt 64 --prompt 512
-
       nm-export bench ops --architecture mistral-7b --weights fp32 --weights int4
-
       nm-export bench decoder --architecture llama-3.1-8b --precision int4
     """
 
 
 @bench.command("model")
 def bench_model(
-    folder: Folder,
+    model: Model,
     prompt: Prompts = None,
     new_tokens: NewTokens = 24,
     repeats: Repeats = 5,
     json_file: JsonFile = None,
+    markdown: MarkdownText = False,
     verbose: Verbose = False,
 ) -> None:
-    """Time an exported model against its dense twin, in ONNX Runtime and onnxruntime-genai."""
-    with explained(verbose), _measured(json_file) as report:
+    """Time an exported model beside its dense twin.
+
+    In ONNX Runtime and, where it runs the graph, in onnxruntime-genai.
+    """
+    with explained(verbose), _measured(json_file, markdown) as report:
+        check_exported(model, name_will_do=True)
         from nm_export.benchmark import benchmark_model
         from nm_export.benchmark.report import this_command
 
         prompts = tuple(prompt or (64, 256))
-        report(benchmark_model(folder, prompts=prompts, new_tokens=new_tokens, repeats=repeats, command=this_command()))
+        report(benchmark_model(model, prompts=prompts, new_tokens=new_tokens, repeats=repeats, command=this_command()))
 
 
 @bench.command("decoder")
 def bench_decoder(
     architecture: Architecture,
-    layers: Annotated[int, typer.Option(min=1, help="Layers.")] = 2,
+    layers: Annotated[int, typer.Option(metavar="N", min=1, help="Layers.")] = 2,
     vocabulary: Annotated[
-        int, typer.Option(min=2, help="Rows of the output layer, which stays dense: few, so that it does not count.")
+        int,
+        typer.Option(
+            metavar="N", min=2, help="Rows of the output layer, which stays dense: few, so that it does not count."
+        ),
     ] = 512,
-    pattern: Annotated[str, typer.Option(help="What every linear keeps: N:M or P%.")] = "8:16",
-    precision: Annotated[str, typer.Option(help="Of the weights: fp32, int8 or int4.")] = "fp32",
-    block_size: Annotated[int, typer.Option(help="Weights that share a scale, with int8 and int4.")] = 32,
+    pattern: Annotated[str, typer.Option(metavar="PATTERN", help="What every linear keeps: N:M or P%.")] = "8:16",
+    precision: Annotated[str, typer.Option(metavar="FORMAT", help="Of the weights: fp32, int8 or int4.")] = "fp32",
+    block_size: Annotated[int, typer.Option(metavar="N", help="Weights that share a scale, with int8 and int4.")] = 32,
     prompt: Prompts = None,
     new_tokens: NewTokens = 24,
     repeats: Repeats = 5,
     json_file: JsonFile = None,
+    markdown: MarkdownText = False,
     verbose: Verbose = False,
 ) -> None:
-    """Time a few layers of an architecture, with random weights, against their dense twin."""
-    with explained(verbose), _measured(json_file) as report:
+    """Time a few layers of an architecture, with random weights.
+
+    Beside the same layers without sparsity.
+    """
+    with explained(verbose), _measured(json_file, markdown) as report:
         from nm_export.benchmark import benchmark_decoder
         from nm_export.benchmark.report import this_command
 
@@ -396,30 +406,42 @@ def bench_operators(
     architecture: Architecture,
     tokens: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Rows of the input; may be repeated. 1, 4, 16, 128 and 512 by default."),
+        typer.Option(metavar="N", min=1, help="Rows of the input; may be repeated. 1, 4, 16, 128 and 512 by default."),
     ] = None,
-    pattern: Annotated[list[str] | None, typer.Option(help="N:M or P%; may be repeated. 8:16 by default.")] = None,
+    pattern: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="N:M or P%; may be repeated. 8:16 by default.")
+    ] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(help="fp32, fp16, bf16, int8 or int4, the last two with :BLOCK_SIZE if wanted; may be repeated."),
+        typer.Option(
+            metavar="FORMAT",
+            help="fp32, fp16, bf16, int8 or int4, the last two with :BLOCK_SIZE if wanted; may be repeated.",
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of each session; all cores by default.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Alternating runs; the median counts.")] = 15,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of each session; all cores by default.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(metavar="N", min=1, help="Alternating runs; the median counts.")] = 15,
     clock: Annotated[
         MeasuredTime, typer.Option(help="Elapsed time, or on a busy machine, with one thread, processor time.")
     ] = MeasuredTime.wall,
     memory: Annotated[
-        int | None, typer.Option(min=1, help="MB of weights to cycle through; twice the last-level cache by default.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="MB of weights to cycle through; twice the last-level cache by default."),
     ] = None,
     shared_selection: Annotated[
         bool, typer.Option("--shared-selection", help="Select once for all products, to time these alone.")
     ] = False,
     json_file: JsonFile = None,
-    picture: Annotated[Path | None, typer.Option(help="Draw the roofline here (SVG).")] = None,
+    markdown: MarkdownText = False,
+    picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the roofline here (SVG).")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Time the operators on every linear shape of an architecture against ONNX Runtime's own."""
-    with explained(verbose), _measured(json_file) as report:
+    """Time the operators on the linear shapes of an architecture.
+
+    Beside ONNX Runtime's own.
+    """
+    with explained(verbose), _measured(json_file, markdown) as report:
         from nm_export.benchmark import benchmark_operators, operators, roofline
         from nm_export.benchmark.report import this_command
         from nm_export.benchmark.timing import Clock
@@ -447,7 +469,7 @@ def bench_operators(
 def bench_page(
     page: Annotated[Path, typer.Argument(metavar="PAGE", help="Markdown file to write; its picture goes beside it.")],
     results: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Files that --json wrote.")],
-    note: Annotated[str, typer.Option(help="What a reader should know about the runs.")] = "",
+    note: Annotated[str, typer.Option(metavar="TEXT", help="What a reader should know about the runs.")] = "",
     verbose: Verbose = False,
 ) -> None:
     """Write a page of results beside what was wanted."""
@@ -461,7 +483,8 @@ def bench_page(
 @app.command()
 def evaluate(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="An exported folder, or any model that a recipe accepts.")
+        str,
+        typer.Argument(metavar="MODEL", help="An exported folder or repository, or any model that a recipe accepts."),
     ],
     against: Annotated[
         str | None,
@@ -470,71 +493,81 @@ def evaluate(
     text: Annotated[
         list[str] | None,
         typer.Option(
+            metavar="TEXT",
             help="File, folder, builtin:python-docs or Hub dataset ID[:SUBSET], each with @SPLIT if wanted; may be "
-            "repeated. builtin:python-docs when neither texts nor tasks are given."
+            "repeated. builtin:python-docs when neither texts nor tasks are given.",
         ),
     ] = None,
     tasks: Annotated[
-        list[str] | None, typer.Option(help="lm-eval tasks, separated by commas; may be repeated.")
+        list[str] | None, typer.Option(metavar="TASKS", help="lm-eval tasks, separated by commas; may be repeated.")
     ] = None,
     backend: Annotated[ScoringBackend, typer.Option(help="What runs MODEL.")] = ScoringBackend.torch,
-    window: Annotated[int, typer.Option(min=2, help="Tokens in a window of text.")] = 512,
-    windows: Annotated[int, typer.Option(min=1, help="At most so many windows a text, from its start.")] = 24,
+    window: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens in a window of text.")] = 512,
+    windows: Annotated[
+        int, typer.Option(metavar="N", min=1, help="At most so many windows a text, from its start.")
+    ] = 24,
     generate: Annotated[
-        int, typer.Option(min=0, help="By so many tokens both models continue the first half of every window.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Tokens that both models write after the first half of every window, to compare them; 0: none.",
+        ),
     ] = 0,
-    text_column: Annotated[str, typer.Option(help="Column or JSON key that holds the text of tables.")] = "text",
+    text_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Column or JSON key that holds the text of tables.")
+    ] = "text",
     include_path: Annotated[
-        list[Path] | None, typer.Option(help="Folder with further task files (YAML); may be repeated.")
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Folder with further task files (YAML); may be repeated."),
     ] = None,
     task_data: Annotated[
-        Path | None, typer.Option(help="Folder of the files that piqa_jsonl and arc_easy_jsonl read.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the files that piqa_jsonl and arc_easy_jsonl read.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples a task.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Which examples --limit chooses.")] = 0,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="At most so many examples a task.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Which examples --limit chooses.")] = 0,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Windows, or continuations, in one forward pass; 4 and 8 by default.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Windows, or continuations, in one forward pass; 4 and 8 by default."),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where torch models run, for example cuda.")] = "cpu",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers here too.")] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where torch models run, for example cuda.")] = "cpu",
+    json_file: JsonFile = None,
+    markdown: MarkdownText = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure perplexity, KL to the dense model and zero-shot tasks (docs/evaluation.md).
+    """Measure a model on texts and tasks, beside the dense one.
 
-    [bold]Examples[/bold]
+    Perplexity, KL to the dense model, tasks of lm-eval, and what both models write (docs/evaluation.md).
 
+    \b
+    Examples:
       nm-export evaluate output/smollm2-135m-8of16 --text wiki.valid.txt --json scores.json
-
       nm-export evaluate output/smollm2-135m-8of16 --backend onnx --tasks piqa,arc_easy --limit 200
-
       nm-export evaluate sample:smollm2-135m-instruct --tasks piqa_jsonl --task-data data
     """
-    with explained(verbose):
+    with explained(verbose), _measured(json_file, markdown) as report:
+        check_model(model)
         from nm_export.evaluation import evaluate as measure
-        from nm_export.evaluation.report import check_json_target, write_json
 
-        if json_file is not None:
-            check_json_target(json_file)
-        result = measure(
-            model,
-            against=against,
-            texts=tuple(text or ()),
-            tasks=tuple(name.strip() for names in tasks or () for name in names.split(",") if name.strip()),
-            backend=backend.value,
-            window=window,
-            windows=windows,
-            generate=generate,
-            text_column=text_column,
-            include_path=tuple(include_path or ()),
-            task_data=task_data,
-            limit=limit,
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
+        report(
+            measure(
+                model,
+                against=against,
+                texts=tuple(text or ()),
+                tasks=tuple(name.strip() for names in tasks or () for name in names.split(",") if name.strip()),
+                backend=backend.value,
+                window=window,
+                windows=windows,
+                generate=generate,
+                text_column=text_column,
+                include_path=tuple(include_path or ()),
+                task_data=task_data,
+                limit=limit,
+                seed=seed,
+                batch_size=batch_size,
+                device=device,
+            )
         )
-        if json_file is not None:
-            write_json(json_file, result.to_dict())
-        show(result)
 
 
 @app.command()
@@ -553,16 +586,19 @@ def card(
     ] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write README.md, its pictures and report.html of FOLDER again, with further measurements.
+    """Write the model card again, with further measurements.
+
+    That is README.md, its pictures and report.html of FOLDER.
 
     What is given takes the place of what the folder has of that sort; nothing is computed again. What you have written
     into README.md outside of nm-export's sections stays, and so do metadata that you have changed.
 
-    [bold]Example[/bold]
-
+    \b
+    Example:
       nm-export card output/smollm2-135m-8of16 --evaluation scores.json --bench bench.json
     """
     with explained(verbose):
+        check_exported(folder, doing="card")
         from nm_export.card import refresh_card
 
         path = refresh_card(folder, evaluations=evaluation or (), speeds=bench or (), overwrite=overwrite)
@@ -572,11 +608,16 @@ def card(
 @app.command()
 def enable_genai(
     folder: Folder,
-    off: Annotated[bool, typer.Option("--off", help="Undo it: publish the folder without.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Remove it again; do so before you publish the folder.")] = False,
     verbose: Verbose = False,
 ) -> None:
-    """Put this platform's kernel beside the ONNX model and switch it on for onnxruntime-genai."""
+    """Let onnxruntime-genai run a folder with the compiled kernel.
+
+    Puts this platform's kernel beside the ONNX model and names it in genai_config.json.
+    """
     with explained(verbose):
+        if not folder.is_dir():
+            check_exported(folder, doing="enable-genai")
         from nm_export.onnx import disable_library, enable_library
 
         if off:
@@ -588,6 +629,7 @@ def enable_genai(
 
 def run_export(recipe: "Recipe", *, dry_run: bool, verbose: bool, **options: Any) -> None:
     """Export a recipe and show what was done, or show what would be; `options` are those of `pipeline.run`."""
+    check_model(recipe.model.source)  # before anything heavy is imported
     if dry_run:
         from nm_export.dry_run import dry_run as describe
 
@@ -599,17 +641,15 @@ def run_export(recipe: "Recipe", *, dry_run: bool, verbose: bool, **options: Any
 
 
 @contextmanager
-def _measured(json_file: Path | None) -> Iterator[Callable[[Any], None]]:
-    """Yield what writes a benchmark's result to `json_file` and shows it; a file that cannot be is refused at once."""
-    from nm_export.evaluation.report import check_json_target, write_json
-
+def _measured(json_file: Path | None, markdown: bool = False) -> Iterator[Callable[[Any], None]]:
+    """Yield what writes a result to `json_file` and shows it; a file that cannot be written is refused at once."""
     if json_file is not None:
         check_json_target(json_file)
 
     def report(result: Any) -> None:
         if json_file is not None:
             write_json(json_file, result.to_dict())
-        show(result)
+        show(result.to_markdown() if markdown else result)
 
     yield report
 

@@ -12,6 +12,8 @@ import typer
 
 from nm_export.errors import NMExportError
 from nm_export.interruption import Interrupted, current_sentence, ending_promptly
+from nm_export.quiet import no_foreign_bars
+from nm_export.terminal import console, write_every_character
 
 EXIT_INTERRUPTED = 130
 
@@ -28,10 +30,8 @@ def show(result: object) -> None:
     """Show what a call returned: a rich renderable as such, anything else as its text."""
     if result is None:
         return
-    from rich.console import Console
-
     if hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
-        Console().print(result, highlight=False, crop=False)  # code to copy may be wider than the window
+        console().print(result, crop=False)  # code to copy may be wider than the window
     else:
         typer.echo(str(result))
 
@@ -39,27 +39,37 @@ def show(result: object) -> None:
 @contextmanager
 def explained(verbose: bool) -> Iterator[None]:
     """Run a command's body; if it stops, say why in one sentence on stderr and exit with the matching code."""
+    write_every_character()
+    no_foreign_bars()
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=logging.WARNING)
     logging.getLogger("nm_export").setLevel(logging.DEBUG if verbose else logging.INFO)
     try:
         with ending_promptly():
             yield
     except Interrupted as interruption:
-        _fail(interruption.sentence, interruption.exit_code)
+        fail(interruption.sentence, interruption.exit_code)
     except KeyboardInterrupt:
-        _fail(current_sentence(), EXIT_INTERRUPTED)
+        fail(current_sentence(), EXIT_INTERRUPTED)
     except NMExportError as error:
-        _fail(str(error), error.exit_code, verbose)
+        fail(str(error), error.exit_code, verbose)
     except MemoryError:
-        _fail("there is not enough memory; smaller batches and shorter sequences need less", 2, verbose)
+        fail("there is not enough memory; smaller batches and shorter sequences need less", 2, verbose)
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of our output went away
             raise
         storage = _storage_sentence(error)
         if storage is not None:
-            _fail(storage, 2, verbose)
+            fail(storage, 2, verbose)
         reason = " ".join(str(error).split())
-        _fail(f"{type(error).__name__}: {reason}; this is a bug, run with -v for the traceback", 1, verbose)
+        fail(f"{type(error).__name__}: {reason}; this is a bug, run with -v for the traceback", 1, verbose)
+
+
+def fail(message: str, exit_code: int, verbose: bool = False) -> NoReturn:
+    """Say what is wrong, with the traceback of the error that is handled where `verbose`, and end the process."""
+    if verbose:
+        traceback.print_exc()
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    sys.exit(exit_code)
 
 
 def _storage_sentence(error: Exception) -> str | None:
@@ -72,10 +82,3 @@ def _storage_sentence(error: Exception) -> str | None:
             f"the disk is full ({' '.join(str(error).split())}); make room or choose another folder with --output-dir"
         )
     return None
-
-
-def _fail(message: str, exit_code: int, verbose: bool = False) -> NoReturn:
-    if verbose:
-        traceback.print_exc()
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
-    sys.exit(exit_code)

@@ -12,10 +12,12 @@ import torch
 from nm_export.card import refresh_card
 from nm_export.card.write import is_hand_made
 from nm_export.errors import NMExportError, UserError
+from nm_export.exported import check_exported
 from nm_export.finished import STAGES_FILE, record_written
 from nm_export.json_files import read_json_object
-from nm_export.loading import check_exported, load_exported
+from nm_export.loading import load_exported
 from nm_export.modeling import NMSparseForCausalLM
+from nm_export.progress import doing
 from nm_export.publishing.base_weights import (
     BaseWeights,
     base_weights_of,
@@ -26,6 +28,7 @@ from nm_export.publishing.base_weights import (
 from nm_export.publishing.folder import check_target, replacing
 from nm_export.quiet import quiet_transformers
 from nm_export.recipe import ModelSection
+from nm_export.sizes import size_in_words
 from nm_export.sources.checkpoint import weight_files
 from nm_export.verification import verify
 from nm_export.whole_file import write_whole
@@ -60,12 +63,13 @@ class Conversion:
         where = f"the others stay in {self.base}" if self.base else "none is elsewhere"
         onnx = ""
         if self.onnx_after:
-            onnx = f"onnx/ holds {_size(self.onnx_after)} more"
+            onnx = f"onnx/ holds {size_in_words(self.onnx_after)} more"
             onnx += ", which --skip-onnx leaves out; " if self.onnx_after > self.bytes_after else "; "
         elif self.onnx_before:
-            onnx = f"{_size(self.onnx_before)} of onnx/ are left out; "
+            onnx = f"{size_in_words(self.onnx_before)} of onnx/ are left out; "
+        before, after = size_in_words(self.bytes_before), size_in_words(self.bytes_after)
         return (
-            f"{self.folder}: {_size(self.bytes_after)} of weights instead of {_size(self.bytes_before)}, {where}; "
+            f"{self.folder}: {after} of weights instead of {before}, {where}; "
             f"{onnx}reloaded, every tensor and the logits are bit-equal"
         )
 
@@ -113,7 +117,7 @@ def convert(
         raise UserError(f"{folder} has no ONNX export that could be left out.")
     if (weights in ("full", None) or weights == form) and (base or revision):
         raise UserError("--base and --revision are for --weights reference; a full model has all its weights.")
-    with quiet_transformers():
+    with quiet_transformers(), doing(f"Converting {folder}"):
         model, _, recipe = load_exported(folder)
         changed = weights is not None and weights != form
         found = _base(folder, recipe.model, base, revision) if changed and weights == "reference" else None
@@ -211,10 +215,6 @@ def _weight_bytes(folder: Path) -> int:
         weight_files(folder, str(folder)) if elsewhere is None else [folder / name for name in elsewhere["new_files"]]
     )
     return sum(file.stat().st_size for file in files)
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:,.2f} GB" if number >= 1e9 else f"{number / 1e6:,.2f} MB"
 
 
 def _bytes(folder: Path) -> int:

@@ -5,17 +5,31 @@ import hashlib
 import json
 import platform
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from nm_export.errors import UserError
 from nm_export.ops import ops_library_path
 from nm_export.versions import RECORDED, installed_versions
 
+if TYPE_CHECKING:  # whoever hashes a file need not wait for PyTorch
+    from torch import Tensor
+
 _PACKAGE = Path(__file__).parent
-_BESIDE_THE_ROAD = ("cli.py", "dry_run.py", "estimates/", "summary.py", "benchmark/", "card/", "results/")
-"""Files that decide nothing of what a stage writes."""
+_BESIDE_THE_ROAD = (
+    "cli.py",
+    "console.py",
+    "terminal.py",
+    "tables.py",
+    "progress.py",
+    "quiet.py",
+    "dry_run.py",
+    "estimates/",
+    "summary.py",
+    "benchmark/",
+    "card/",
+    "results/",
+)
+"""Files that decide nothing of what a stage writes, but for those of a stage that has files of its own."""
 
 
 def digest(content: Any) -> str:
@@ -23,7 +37,7 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def tensor_digest(tensor: Tensor) -> str:
+def tensor_digest(tensor: "Tensor") -> str:
     """SHA-256 of a tensor on the CPU: its dtype, its shape, its numbers."""
     head = f"{tensor.dtype} {tuple(tensor.shape)}".encode()
     return hashlib.sha256(head + tensor.contiguous().numpy().tobytes()).hexdigest()
@@ -47,12 +61,16 @@ def _sha256(path: Path, *_: int) -> str:
 
 
 @functools.cache
-def program_digest() -> str:
-    """SHA-256 of the package's code, its compiled operators and the versions of the libraries that take part."""
+def program_digest(own: str = "none of the others") -> str:
+    """SHA-256 of the package's code, its compiled operators and the versions of the libraries that take part.
+
+    Args:
+        own: how the paths of files begin that count for one stage only, for example `benchmark/`.
+    """
     code = {}
     for path in sorted(_PACKAGE.rglob("*.py")):
         name = path.relative_to(_PACKAGE).as_posix()
-        if not name.startswith(_BESIDE_THE_ROAD):
+        if name.startswith(own) or not name.startswith(_BESIDE_THE_ROAD):
             code[name] = file_sha256(path)
     try:
         library = file_sha256(ops_library_path())

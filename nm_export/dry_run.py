@@ -6,22 +6,26 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.table import Table
 
+from nm_export.calibration.documents import is_at_hand, load_text
+from nm_export.calibration.text import COUNTED, is_long_enough
 from nm_export.card.own_text import read_own_text
+from nm_export.errors import UserError
 from nm_export.estimates.costs import Cost, Disk, costs, disk
 from nm_export.estimates.rates import Rates, measure_rates
 from nm_export.estimates.shapes import Shapes, find_shapes
 from nm_export.finished import made_by
 from nm_export.onnx.base_graph import AUTHORS
 from nm_export.plan import Plan
+from nm_export.preparation import learning_text
 from nm_export.publishing.base_weights import check_source
 from nm_export.publishing.folder import check_target
 from nm_export.publishing.settings import publish_settings
-from nm_export.recipe import PublishSection, Recipe, Scheme
+from nm_export.recipe import PublishSection, Recipe, Scheme, TextSection
 from nm_export.sizes import size_in_words as _size
 from nm_export.sizes import smaller
-from nm_export.sources import SourceUnavailableError, resolve_source
+from nm_export.sources import SourceUnavailableError, load_tokenizer_only, resolve_source
+from nm_export.tables import Columns, Sentences, time_in_words
 
 
 @dataclass(frozen=True)
@@ -82,19 +86,23 @@ class DryRun:
         return self.shapes.plan if self.shapes else None
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        yield f"Dry run of {self.recipe.model.source}: nothing is loaded and nothing is written."
+        yield Sentences(f"Dry run of {self.recipe.model.source}: nothing is loaded and nothing is written.")
         if self.shapes:
+            yield ""
             yield _table(self.shapes.plan, self.every_module)
-            yield from _about_macs(self.shapes.plan)
-            yield from _about_bytes(self.shapes)
+            yield ""
+            yield from map(Sentences, _about_macs(self.shapes.plan))
+            yield from map(Sentences, _about_bytes(self.shapes))
         yield "\n[bold]It would[/bold]"
-        yield "\n".join(f"  {number}. {step}" for number, step in enumerate(self.steps, 1))
+        for number, step in enumerate(self.steps, 1):
+            yield Sentences(step, f"{number:3}. ", "     ")
         if self.estimate:
             yield "\n[bold]It would take[/bold]"
             yield from _about_costs(self.estimate)
         if self.unchecked:
             yield "\n[bold]It could not check[/bold]"
-            yield "\n".join(f"  - {reason}" for reason in self.unchecked)
+            for reason in self.unchecked:
+                yield Sentences(reason, "  - ", "    ")
 
 
 def dry_run(
@@ -148,6 +156,7 @@ def dry_run(
         estimate = Estimate(
             disk(recipe, shapes, with_onnx=with_onnx), costs(recipe, shapes, rates, with_onnx=with_onnx), rates
         )
+    unchecked += _check_texts(recipe)
     publishing = None
     if push_to_hub:
         publishing = publish_settings(
@@ -156,6 +165,33 @@ def dry_run(
         unchecked.append("whether you are logged in to the Hub and may write there: a dry run does not ask")
     steps = tuple(_steps(recipe, target, shapes, estimate, publishing, with_onnx))
     return DryRun(recipe, target, shapes, estimate, steps, tuple(unchecked), every_module)
+
+
+def _check_texts(recipe: Recipe) -> Iterator[str]:
+    """Look whether the texts are long enough; yield what could not be found out.
+
+    Raises:
+        UserError: a text cannot be read, or is too short: what a run would say.
+    """
+    texts: list[TextSection] = [recipe.calibration, recipe.held_out]
+    if recipe.learning.mode != "none":
+        texts.append(learning_text(recipe))
+    tokenizer, missing = None, "nothing can be counted without the model's tokenizer"
+    try:
+        tokenizer = load_tokenizer_only(recipe.model)
+    except SourceUnavailableError:  # said already, of the model
+        pass
+    except UserError as error:
+        missing = str(error)
+    for text in texts:
+        what = f"whether {text.dataset} ({text.split}) is long enough for {text.size_key}"
+        if not is_at_hand(text):
+            yield f"{what}: a dry run fetches no text"
+        elif tokenizer is None:
+            next(load_text(text), None)  # a text that is not there is missed without a tokenizer
+            yield f"{what}: {missing}"
+        elif not is_long_enough(tokenizer, text):
+            yield f"{what}: a dry run counts no more than {COUNTED:,} tokens"
 
 
 def _steps(
@@ -226,21 +262,30 @@ def _exporter(recipe: Recipe, shapes: Shapes | None) -> str:
     return f" with {AUTHORS[name]}"
 
 
-def _table(plan: Plan, every_module: bool) -> Table:
+def _table(plan: Plan, every_module: bool) -> Columns:
     what = "module" if every_module else "modules"
-    table = Table(
-        what, "inputs x outputs", "pattern", "score", "shift", "variance", "phase", "outputs", "share of MACs", box=None
+    header = (
+        what,
+        "inputs x outputs",
+        "pattern",
+        "score",
+        "shift",
+        "variance",
+        "phase",
+        "outputs",
+        "share of MACs",
     )
     total = sum(linear.macs for linear in plan.linears)
-    rows: dict[Any, list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for linear in plan.linears:
         name = linear.name if every_module else linear.name.rsplit(".", 1)[-1]
-        rows.setdefault((name, linear.in_features, linear.out_features, linear.scheme), []).append(linear.macs)
-    for (name, inputs, outputs, scheme), macs in rows.items():
+        groups.setdefault((name, linear.in_features, linear.out_features, linear.scheme), []).append(linear.macs)
+    rows = []
+    for (name, inputs, outputs, scheme), macs in groups.items():
         how = _words(scheme) if scheme else ("dense", "", "", "", "", "")
         first = name if every_module else f"{len(macs)} {name}"
-        table.add_row(first, f"{inputs} x {outputs}", *how, f"{sum(macs) / total:.1%}")
-    return table
+        rows.append((first, f"{inputs} x {outputs}", *how, f"{sum(macs) / total:.1%}"))
+    return Columns(header, rows, numbers_from=len(header) - 1)
 
 
 def _about_macs(plan: Plan) -> Iterator[str]:
@@ -256,39 +301,30 @@ def _about_macs(plan: Plan) -> Iterator[str]:
 def _about_bytes(shapes: Shapes) -> Iterator[str]:
     by_dtype = ", ".join(f"{number:,} bytes of {name}" for name, number in shapes.bytes_by_dtype().items())
     new = sum(tensor.numel for tensor in shapes.new.values())
-    yield (
-        f"In safetensors: {by_dtype}; {new:,} numbers in {len(shapes.new)} tensors of them are new. Whole file: "
-        f"{shapes.safetensors_bytes():,} bytes."
-    )
+    added = f"{len(shapes.new)} tensors with {new:,} numbers are new" if new else "no tensor is new"
+    yield (f"In safetensors: {by_dtype}; {added}. Whole file: {shapes.safetensors_bytes():,} bytes.")
 
 
 def _about_costs(estimate: Estimate) -> Iterator[RenderableType]:
-    table = Table("stage", "time", "peak memory", "without mapped files", box=None)
-    for cost in estimate.costs:
-        table.add_row(cost.stage, _time(cost.seconds), _size(cost.memory), _size(cost.held))
-    sizes = (_size(estimate.memory), _size(estimate.held))
-    table.add_row("all", _time(estimate.seconds), *sizes, style="bold")
-    yield table
+    rows = [(cost.stage, time_in_words(cost.seconds), _size(cost.memory), _size(cost.held)) for cost in estimate.costs]
+    rows.append(("all", time_in_words(estimate.seconds), _size(estimate.memory), _size(estimate.held)))
+    header = ("stage", "time", "peak memory", "without mapped files")
+    yield Columns(header, rows, numbers_from=1, last_is_total=True)
+    yield ""
     rates = estimate.rates
     writing = f"a disk that writes {_size(rates.write)}/s" if rates.write else "a disk that could not be tried"
     workspace = f"; {_size(estimate.disk.workspace)} more while it runs" if estimate.disk.workspace else ""
     total, onnx = estimate.disk.safetensors + estimate.disk.onnx, estimate.disk.onnx
     hint = f" More than half of it is ONNX: {words}." if (words := smaller(total, onnx)) else ""
-    yield (
+    yield Sentences(
         f"Disk: {_size(total)}{workspace}.{hint} "
         f"Estimated for {rates.macs / 1e9:,.1f} billion MACs/s, as this machine is just now, and {writing}. "
-        "Memory counts pages of mapped files."
+        "Memory counts pages of mapped files. Reading texts, fetching and publishing are not estimated."
     )
 
 
 def _dtype(shapes: Shapes) -> str:
     return str(shapes.dtype).removeprefix("torch.")
-
-
-def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _words(scheme: Scheme) -> tuple[str, ...]:

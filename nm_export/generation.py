@@ -7,7 +7,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nm_export.errors import UserError
-from nm_export.loading import check_exported, load_exported
+from nm_export.exported import Parts, find_exported
+from nm_export.loading import load_exported
+from nm_export.quiet import quiet_transformers
 from nm_export.tokenizer_files import load_tokenizer
 from nm_export.torch_ops import prepare
 
@@ -22,7 +24,7 @@ def generate(
     """Return the greedy continuation of `prompt`; with a chat template, the answer to it.
 
     Args:
-        folder: a folder that an export wrote.
+        folder: a folder that an export wrote, or the name of a published repository.
         prompt: text, or the user's message to a chat model.
         backend: `torch`, `onnx` (ONNX Runtime) or `genai` (onnxruntime-genai).
         max_new_tokens: longest continuation.
@@ -31,10 +33,10 @@ def generate(
     Raises:
         UserError: no such folder, or a backend that it was not exported for.
     """
-    folder = Path(folder)
-    check_exported(folder)
     if dense and backend != "torch":
         raise UserError(f"--dense needs --backend torch: the ONNX graph of {folder} has no dense branch.")
+    parts: Parts = "torch" if backend == "torch" else "onnx"
+    folder = find_exported(folder, parts)
     if backend == "genai":
         return _generate_genai(folder, prompt, max_new_tokens)
     model: Any
@@ -44,7 +46,8 @@ def generate(
         tokenizer = load_tokenizer(folder)
         model = NMSparseORTModelForCausalLM.from_pretrained(folder)
     else:
-        model, tokenizer, _ = load_exported(folder)
+        with quiet_transformers():
+            model, tokenizer, _ = load_exported(folder)
         model.set_sparsity(not dense)
         if not dense and max_new_tokens >= _TOKENS_WORTH_PREPARING:
             prepare(model)

@@ -38,6 +38,8 @@ _AFTER = {
     "benchmark": ("calibrate", "learn", "onnx"),
 }
 """Whose files a stage reads."""
+_PROGRAMS = {"benchmark": "benchmark/"}
+"""Files of the package that count for one stage only."""
 
 
 class Inputs:
@@ -56,7 +58,7 @@ class Inputs:
     def __init__(
         self, recipe: Recipe, model: Mapping[str, Any], texts: Mapping[str, Tensor], *, with_onnx: bool = False
     ) -> None:
-        self.stages = tuple(_stages(recipe, with_onnx))
+        self.stages = tuple(stages_of(recipe, with_onnx=with_onnx))
         self._recipe = recipe
         self._known = {
             "recipe": digest(recipe.to_dict()),
@@ -71,7 +73,8 @@ class Inputs:
             for name in _AFTER.get(stage, ())
             if name in self.stages and name in entries
         }
-        return {**{name: self._hash(name) for name in _READ[stage]}, **earlier, PROGRAM: program_digest()}
+        program = program_digest(_PROGRAMS[stage]) if stage in _PROGRAMS else program_digest()
+        return {**{name: self._hash(name) for name in _READ[stage]}, **earlier, PROGRAM: program}
 
     def _hash(self, name: str) -> str:
         if name in self._known:
@@ -80,7 +83,8 @@ class Inputs:
         return digest({key: section[key] for key in _KEYS.get(name, section)})
 
 
-def _stages(recipe: Recipe, with_onnx: bool) -> Iterator[str]:
+def stages_of(recipe: Recipe, *, with_onnx: bool) -> Iterator[str]:
+    """Names of the stages of a recipe's road, in order."""
     yield "plan"
     if recipe.held_out.enabled:
         yield "evaluate_dense"

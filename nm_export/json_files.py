@@ -1,4 +1,4 @@
-"""JSON files that strangers wrote: read within limits, or refused in one sentence."""
+"""JSON files: those of strangers are read within limits, or refused in one sentence; those of users appear whole."""
 
 import json
 import math
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nm_export.errors import UserError
+from nm_export.whole_file import write_whole
 
 MAX_BYTES = 16_000_000
 MAX_DEPTH = 100
@@ -59,6 +60,19 @@ def parse_json(content: bytes, origin: str) -> Any:
     if _is_deep(value):
         raise UserError(f"{origin} is nested deeper than {MAX_DEPTH} levels; is it the right file?")
     return value
+
+
+def check_json_target(path: Path) -> None:
+    """Raise a UserError, before anything is measured, where `--json` names no file that can be written."""
+    if path.is_dir():
+        raise UserError(f"--json: {path} is a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--json: there is no folder {path.absolute().parent}")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

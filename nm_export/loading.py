@@ -6,6 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from nm_export.errors import NMExportError, UserError
+from nm_export.exported import check_exported
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.publishing.base_weights import base_weights_of
 from nm_export.recipe import Recipe, load_recipe
@@ -22,6 +23,7 @@ def load_exported(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase, Rec
     """
     folder = Path(folder)
     check_exported(folder)
+    check_config_file(folder / "config.json")
     recipe = load_recipe(folder / "recipe.yaml")
     try:
         model = load_sparse(folder)
@@ -49,13 +51,3 @@ def load_sparse(folder: Path) -> Any:
         return NMSparseForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def check_exported(folder: Path) -> None:
-    """Raise a UserError unless `folder` holds a model that an export wrote."""
-    try:
-        config = check_config_file(folder / "config.json")
-    except FileNotFoundError:
-        raise UserError(f"{folder} holds no exported model; give a folder that nm-export wrote.") from None
-    if config.get("model_type") != "nm_sparse":
-        raise UserError(f"{folder} holds a {str(config.get('model_type'))[:80]} model, not one that nm-export wrote.")

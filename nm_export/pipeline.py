@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import platform
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +20,16 @@ from nm_export.card import write_card
 from nm_export.card.own_text import read_own_text
 from nm_export.digests import digest
 from nm_export.errors import NMExportError, UserError
+from nm_export.estimates.costs import costs
+from nm_export.estimates.rates import measure_rates
+from nm_export.estimates.shapes import find_shapes
 from nm_export.evaluation import perplexity, score_layers, torch_logits
+from nm_export.exported import find_exported
 from nm_export.finished import is_finished, made_by
+from nm_export.inputs import stages_of
 from nm_export.interruption import saying
 from nm_export.preparation import Material, Prepared, prepare
-from nm_export.progress import say
+from nm_export.progress import be_silent, doing, say
 from nm_export.publishing.base_on_hub import check_place
 from nm_export.publishing.base_weights import BaseWeights, find_base_weights, refer
 from nm_export.publishing.folder import check_target
@@ -35,7 +41,7 @@ from nm_export.publishing.workspace import Workspace, working_on
 from nm_export.quiet import quiet_transformers
 from nm_export.recipe import Recipe, load_recipe
 from nm_export.stages import Stages, peak_memory_bytes
-from nm_export.summary import Summary
+from nm_export.summary import FolderVerification, Summary
 from nm_export.verification import VerificationReport, verify
 from nm_export.versions import RECORDED, installed_versions
 from nm_export.whole_file import write_whole
@@ -44,6 +50,9 @@ logger = logging.getLogger(__name__)
 
 VERIFY_WINDOW = 64
 """Tokens in a window of held-out text on which forms are compared end to end."""
+
+WORTH_ESTIMATING = 100_000_000
+"""Bytes of weights from which on a run says how long its stages take."""
 
 LAYER_WINDOWS, LAYER_WINDOW = 2, 512
 """Windows of held-out text, and tokens in each, on which single layers are measured."""
@@ -105,6 +114,7 @@ def run(
     processes = launched_processes()
     with quiet_transformers(not verbose):
         if processes.rank:  # calibrates with the others; the first process writes
+            be_silent()
             workspace = Workspace(target, writable=False)
             stages = Stages(announce=False, journal=workspace.journal)
             material = Material(recipe, stages, with_onnx=with_onnx)
@@ -113,12 +123,14 @@ def run(
             return None
         with working_on(target) as workspace, saying(workspace.describe):
             stages = Stages(journal=workspace.journal)
+            stages.follow(_announced(recipe, with_onnx, push_to_hub))
             material = Material(recipe, stages, with_onnx=with_onnx)
             if not overwrite and is_finished(target, material.inputs):
                 workspace.remove()
                 summary = Summary.of_folder(target)
             else:
                 check_target(target, overwrite=overwrite)
+                stages.expect(lambda: _expected(recipe, material, with_onnx))
                 name = destination.repo_id if destination else target.name
                 summary = _make(recipe, workspace, stages, material, processes, base, repository=name)
     if destination:
@@ -205,14 +217,41 @@ def _make(
     numbers["layers"] = layers
     numbers["speed"] = [speed] if speed else []
     record = _record(recipe, prepared)
-    write_whole(folder / "recipe.yaml", recipe.to_yaml())
+    write_whole(folder / "recipe.yaml", recipe.to_yaml(changed_first=True))
     write_whole(folder / "nm_export.json", _json(record))
     stages.keep("record", inputs.of("record", journal.entries), [folder / "recipe.yaml", folder / "nm_export.json"])
     write_whole(folder / "measurements.json", _json(numbers))
     own_text = read_own_text(recipe.publish.card_text)
     write_card(folder, name=workspace.target.name, repository=repository, own_text=own_text, earlier=workspace.target)
     workspace.finish(inputs.stages)
-    return Summary(workspace.target, prepared.plan, quality, report, stages.seconds, numbers["peak_memory_bytes"])
+    return Summary(
+        workspace.target,
+        prepared.plan,
+        quality,
+        report,
+        stages.seconds,
+        numbers["peak_memory_bytes"],
+        learning=prepared.learning,
+    )
+
+
+def _announced(recipe: Recipe, with_onnx: bool, push_to_hub: bool) -> list[str]:
+    """The stages that are announced, in order."""
+    silent = ("plan", "record")
+    stages = [stage for stage in stages_of(recipe, with_onnx=with_onnx) if stage not in silent]
+    return ["text", "load", *stages, *(["publish"] if push_to_hub else [])]
+
+
+def _expected(recipe: Recipe, material: Material, with_onnx: bool) -> dict[str, float]:
+    """Seconds by stage, estimated where the run is longer than estimating it."""
+    if sum(path.stat().st_size for path in material.source.weights) < WORTH_ESTIMATING:
+        return {}
+    try:
+        shapes = find_shapes(recipe)
+        rates = measure_rates(shapes.dtype, Path(tempfile.gettempdir()))
+    except NMExportError:  # the stage itself says it better
+        return {}
+    return {cost.stage: cost.seconds for cost in costs(recipe, shapes, rates, with_onnx=with_onnx)}
 
 
 def publish_folder(
@@ -247,7 +286,7 @@ def publish_folder(
     destination = find_destination(settings)
     _say_what_it_shows(recipe, destination)
     continued = f"interrupted; continue with `{command(folder, destination)}`"
-    with saying(lambda: continued):
+    with saying(lambda: continued), doing(f"Publishing to {destination.repo_id}"):
         return push(folder, destination)
 
 
@@ -256,16 +295,26 @@ def _say_what_it_shows(recipe: Recipe, destination: Destination) -> None:
         say(f"{destination.repo_id} will show where files lie here: {', '.join(places)}; relative paths would not.")
 
 
-def verify_folder(folder: str | Path) -> str:
-    """Check again, in a folder that `run` wrote, that every form of the model agrees; return what was found."""
+def verify_folder(folder: str | Path) -> FolderVerification:
+    """Check again that every form of an exported model agrees.
+
+    Args:
+        folder: a folder that `run` wrote, or the name of a published repository.
+
+    Raises:
+        UserError: it is no exported model, or a file in it is missing or damaged.
+        NMExportError: the forms disagree; names the first module or measure out of tolerance.
+    """
     from nm_export.loading import load_exported
 
-    model, tokenizer, recipe = load_exported(folder)
-    sequences = read_sequences(tokenizer, recipe.held_out).input_ids
-    with_onnx = (Path(folder) / "onnx" / "model.onnx").is_file()
     with quiet_transformers():
-        report = _verify(Path(folder), model, sequences, recipe, with_onnx)
-    return json.dumps(report.to_dict(), indent=2)
+        with doing(f"Loading {folder}"):
+            found = find_exported(folder)
+            model, tokenizer, recipe = load_exported(found)
+            sequences = read_sequences(tokenizer, recipe.held_out).input_ids
+        with doing("Verifying"):
+            with_onnx = (found / "onnx" / "model.onnx").is_file()
+            return FolderVerification(str(folder), _verify(found, model, sequences, recipe, with_onnx))
 
 
 def _export_onnx(model: Any, folder: Path, recipe: Recipe, read: dict[str, str]) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from nm_export.learning import LearningReport, learn
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.parameters import load_parameters, save_parameters
 from nm_export.plan import Plan, make_plan
-from nm_export.recipe import CalibrationSection, Recipe
+from nm_export.recipe import LearningText, Recipe
 from nm_export.recipe.patterns import saved_share
 from nm_export.sources import OpenSource, load_model
 from nm_export.stages import Stages
@@ -56,7 +56,7 @@ class Material:
             self.text = read_sequences(self.tokenizer, recipe.calibration)
             self.held_out = read_sequences(self.tokenizer, recipe.held_out)
             learns = recipe.learning.mode != "none"
-            self.learning_text = read_sequences(self.tokenizer, _learning_text(recipe)) if learns else None
+            self.learning_text = read_sequences(self.tokenizer, learning_text(recipe)) if learns else None
         self.texts = {"calibration text": self.text, "held-out text": self.held_out}
         if self.learning_text is not None:
             self.texts["learning text"] = self.learning_text
@@ -254,16 +254,15 @@ def _allocate(
     return dict(chosen)
 
 
-def _learning_text(recipe: Recipe) -> CalibrationSection:
+def learning_text(recipe: Recipe) -> LearningText:
     """The calibration text in the numbers that learning asks for."""
     learning = recipe.learning
-    return recipe.calibration.model_copy(
-        update={
-            "num_samples": learning.num_samples + learning.held_out_samples,
-            "sequence_length": learning.sequence_length,
-            "seed": learning.seed,
-        }
-    )
+    numbers = {
+        "num_samples": learning.num_samples + learning.held_out_samples,
+        "sequence_length": learning.sequence_length,
+        "seed": learning.seed,
+    }
+    return LearningText(**{**dict(recipe.calibration), **numbers})
 
 
 def _refuse_foreign_tokens(model: Any, recipe: Recipe, texts: Iterable[TokenSequences]) -> None:

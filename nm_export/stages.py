@@ -1,17 +1,23 @@
 """The stages of a run as the user sees them: what is going on, how long it took, and what was done before."""
 
+import functools
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from nm_export.journal import Entry, Journal
+from nm_export.progress import doing
+from nm_export.tables import time_in_words
+from nm_export.terminal import console
+
+WORTH_SAYING = 20.0
+"""Seconds from which on the announcement of a stage says how long it takes."""
 
 
 class Stages:
@@ -32,15 +38,34 @@ class Stages:
         self.peak_memory = 0
         self.current: str | None = None
         self.journal = journal
-        self._console = Console(stderr=True, highlight=False, quiet=not announce)
+        self._road: tuple[str, ...] = ()
+        self._expected: Callable[[], Mapping[str, float]] = dict
+        self._console = console(stderr=True, quiet=not announce)
+
+    def follow(self, road: Sequence[str]) -> None:
+        """Number the stages that are announced from now on: those of `road`, in this order, are all that there are."""
+        self._road = tuple(road)
+
+    def expect(self, seconds: Callable[[], Mapping[str, float]]) -> None:
+        """Say with each stage that is announced from now on about how long it takes.
+
+        Args:
+            seconds: gives that by the name of the stage; called once, when it is first asked for.
+        """
+        self._expected = functools.cache(seconds)
 
     @contextmanager
     def stage(self, name: str, description: str) -> Iterator[None]:
         """Time the block as stage `name` and say `description` before and the duration after it."""
-        self._console.print(f"[bold]•[/bold] {escape(description)} …", soft_wrap=True)
+        if not self._console.quiet:
+            self._say(f"{self._number(name)}{description}{self._about(name)} …")
         self.current = name
         start = time.perf_counter()
-        yield
+        if self._console.quiet:
+            yield
+        else:
+            with doing(description):
+                yield
         self.seconds[name] = round(time.perf_counter() - start, 2)
         self.current = None
         self._console.print(f"  [dim]{self.seconds[name]:.1f} s[/dim]")
@@ -77,6 +102,13 @@ class Stages:
         """
         if self.journal is not None and self.journal.writable:
             self.journal.record(name, read, files, result, self.seconds.get(name, 0.0), peak_memory_bytes())
+
+    def _number(self, name: str) -> str:
+        return f"{self._road.index(name) + 1} of {len(self._road)}: " if name in self._road else ""
+
+    def _about(self, name: str) -> str:
+        seconds = self._expected().get(name, 0.0)
+        return f", about {time_in_words(seconds)}" if seconds >= WORTH_SAYING else ""
 
     def _say(self, line: str) -> None:
         self._console.print(f"[bold]•[/bold] {escape(line)}", soft_wrap=True)

@@ -14,9 +14,11 @@ import torch
 
 from nm_export.benchmark.machine import available_cores, processor_name
 from nm_export.benchmark.report import Report, table
+from nm_export.exported import find_exported
 from nm_export.loading import load_exported
 from nm_export.onnx.extras import require
-from nm_export.progress import track
+from nm_export.progress import doing, track
+from nm_export.quiet import quiet_transformers
 from nm_export.versions import installed_versions
 
 DEFAULT_PROMPTS = (64, 256)
@@ -122,7 +124,7 @@ def benchmark_model(
     it runs them, in onnxruntime-genai, on random tokens: speed does not depend on the text.
 
     Args:
-        folder: exported folder with `onnx/model.onnx`.
+        folder: exported folder with `onnx/model.onnx`, or the name of a published repository.
         model: its sparse model, if that is in memory already.
         title: what the result is called instead of by the folder's name.
         prompts: lengths of prompt, in tokens.
@@ -133,20 +135,23 @@ def benchmark_model(
     Raises:
         UserError: the folder was not exported, or the compiled operators or onnxruntime-genai are not installed.
     """
-    folder = Path(folder).resolve()
     require("onnxruntime", "onnx")
+    name = Path(folder).resolve().name
+    folder = find_exported(folder).resolve()
     if _runs_in_genai(folder):
         require("onnxruntime_genai", "genai")
     load = os.getloadavg()[0] / available_cores() if hasattr(os, "getloadavg") else None
     with tempfile.TemporaryDirectory(prefix="nm_export-bench-") as scratch:
         if model is None:
-            model, _, _ = load_exported(folder)
+            with quiet_transformers(), doing(f"Loading {folder}"):
+                model, _, _ = load_exported(folder)
         vocabulary = int(model.config.vocab_size)
-        precision, dense = _dense_twin(model, folder, Path(scratch) / "dense")
+        with doing("Making the dense twin"):
+            precision, dense = _dense_twin(model, folder, Path(scratch) / "dense")
         del model
         rows = compare_folders(dense, folder, vocabulary, prompts=prompts, new_tokens=new_tokens, repeats=repeats)
     return ModelBenchmark(
-        title=title or folder.name,
+        title=title or name,
         precision=precision,
         rows=rows,
         repeats=repeats,

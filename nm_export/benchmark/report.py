@@ -3,13 +3,11 @@
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.markdown import Markdown
-from rich.text import Text
+from nm_export.tables import Markdown
 
 
 class Report(ABC):
@@ -26,11 +24,8 @@ class Report(ABC):
         """Return plain values for JSON: those of the dataclass, and its `kind`."""
         return {"kind": self.kind, **asdict(self)}  # type: ignore[call-overload]
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        if console.is_terminal:
-            yield Markdown(self.to_markdown())
-        else:
-            yield Text(self.to_markdown(), no_wrap=True, overflow="ignore")
+    def __rich__(self) -> Markdown:
+        return Markdown(self.to_markdown())
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -30,11 +30,17 @@ def load_text(section: TextSection) -> Iterator[str]:
     path = Path(section.dataset).expanduser()
     if section.dataset.startswith("builtin:"):
         documents = _builtin(section)
-    elif path.suffix.lower() in _READERS or _exists(path):
+    elif is_at_hand(section):
         documents = _local(path, section)
     else:
         documents = hub_documents(section)
     return (text for text in documents if text.strip())
+
+
+def is_at_hand(section: TextSection) -> bool:
+    """Whether the text is a local file, or means to be one, or comes with Python: no network is needed for it."""
+    path = Path(section.dataset).expanduser()
+    return section.dataset.startswith("builtin:") or path.suffix.lower() in _READERS or _exists(path)
 
 
 def _exists(path: Path) -> bool:

@@ -1,11 +1,16 @@
 """The processes that `accelerate launch`, `torchrun` or `mpirun` has started, if any."""
 
+import os
+import re
+import threading
 from datetime import timedelta
 
 import torch
 from torch import Tensor
 
 from nm_export.calibration.processes import Processes
+from nm_export.errors import UserError
+from nm_export.progress import doing, say
 
 TIMEOUT = timedelta(hours=6)
 """How long a process waits for the others.
@@ -15,13 +20,55 @@ connections, which ends the others at once, and so does the launcher.
 """
 
 
-def launched_processes() -> Processes:
-    """Join the other processes of a launch; a process that was started alone stays alone."""
-    from accelerate import PartialState
-    from accelerate.utils import gather, get_cpu_distributed_information, parse_flag_from_env
+SILENCE = 5.0
+"""Seconds after which a process says that it waits for the others."""
 
-    if get_cpu_distributed_information().world_size == 1:
+_VARIABLES = re.compile(r"(RANK|WORLD_SIZE|LOCAL_RANK|LOCAL_WORLD_SIZE|(PMI|MPI|OMPI_COMM_WORLD|MV2_COMM_WORLD)_\w+)")
+
+
+def launched_processes() -> Processes:
+    """Join the other processes of a launch; a process that was started alone stays alone.
+
+    Raises:
+        UserError: the environment speaks of a launch that there is not.
+    """
+    from accelerate.utils import get_cpu_distributed_information
+
+    try:
+        found = get_cpu_distributed_information()
+    except ValueError as error:
+        raise UserError(f"{_set_variables()}: {error}; {_remedy()}") from error
+    if found.world_size == 1:
         return Processes()
+    if "RANK" in os.environ and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise UserError(f"{_set_variables()}, as in a launch, but MASTER_ADDR and MASTER_PORT are not; {_remedy()}")
+    waiting = threading.Timer(
+        SILENCE,
+        say,
+        [
+            f"Process {found.rank} of {found.world_size} waits for the others. {_set_variables()}: if you"
+            f" did not launch several processes, stop this one (Ctrl-C) and {_remedy()}."
+        ],
+    )
+    waiting.daemon = True
+    waiting.start()
+    try:
+        with doing(f"Waiting for {found.world_size} processes"):
+            return _join()
+    except Exception as error:  # of torch.distributed and accelerate, which raise what they like
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the {found.world_size} processes of the launch cannot be joined ({reason}). "
+            f"{_set_variables()}; {_remedy()}"
+        ) from error
+    finally:
+        waiting.cancel()
+
+
+def _join() -> Processes:
+    from accelerate import PartialState
+    from accelerate.utils import gather, parse_flag_from_env
+
     # without the flag, a machine without accelerators would take every process for one on its own
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu, timeout=TIMEOUT)
@@ -32,4 +79,18 @@ def launched_processes() -> Processes:
         every: Tensor = gather(bits)
         return every.cpu().view(torch.float64)
 
+    if state.num_processes > 1:
+        rows(torch.zeros(1, dtype=torch.float64))  # some backends connect only when they are used
     return Processes(state.process_index, state.num_processes, rows)
+
+
+def _names() -> list[str]:
+    return sorted(name for name in os.environ if _VARIABLES.fullmatch(name))
+
+
+def _set_variables() -> str:
+    return f"The environment has {', '.join(f'{name}={os.environ[name][:40]}' for name in _names())}"
+
+
+def _remedy() -> str:
+    return f"unset them (unset {' '.join(_names())}), or start with accelerate launch"

@@ -20,6 +20,9 @@ __all__ = ["TokenSequences", "load_text", "read_sequences", "token_sequences"]
 POOL_FACTOR = 8
 """The seeded choice is made among this many times the sequences asked for; the rest of a large text is not read."""
 
+COUNTED = 2_000_000
+"""Tokens after which `is_long_enough` stops counting."""
+
 _BATCH_CHARACTERS = 1 << 18
 
 
@@ -48,7 +51,7 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
     """
     prefix = beginning_of_text(tokenizer)
     body = section.sequence_length - len(prefix)
-    needed = section.num_samples * body
+    needed = _needed(section, prefix)
     digest, documents, tokens = hashlib.sha256(), 0, 0
     parts: list[torch.Tensor] = []
     for batch in _batches(load_text(section)):
@@ -61,11 +64,7 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
         if tokens >= POOL_FACTOR * needed:
             break
     if tokens < needed:
-        raise UserError(
-            f"{section.key}: {section.dataset} (split {section.split}) has {tokens:,} tokens, but "
-            f"{section.num_samples:,} sequences of {section.sequence_length:,} need {needed:,}; lower "
-            f"{section.key}.num_samples or {section.key}.sequence_length, or give more text"
-        )
+        raise _too_short(section, tokens, needed)
     pool = torch.cat(parts)[: tokens // body * body].view(-1, body)
     chosen = torch.randperm(len(pool), generator=torch.Generator().manual_seed(section.seed))[: section.num_samples]
     first = torch.tensor(prefix, dtype=torch.int64).expand(section.num_samples, -1)
@@ -78,6 +77,35 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
     if section.dataset == BUILTIN:
         provenance["python"] = ".".join(map(str, sys.version_info[:3]))  # the text differs between versions
     return TokenSequences(torch.cat([first, pool[chosen].long()], dim=1), provenance)
+
+
+def is_long_enough(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> bool:
+    """Whether a text was seen to suffice for `read_sequences`; False where counting stopped before that was known.
+
+    Raises UserError when it does not suffice, as `read_sequences` does.
+    """
+    needed = _needed(section, beginning_of_text(tokenizer))
+    tokens = 0
+    for batch in _batches(load_text(section)):
+        tokens += len(_encode(tokenizer, batch))
+        if tokens >= needed:
+            return True
+        if tokens >= COUNTED:
+            return False
+    raise _too_short(section, tokens, needed)
+
+
+def _needed(section: TextSection, prefix: list[int]) -> int:
+    return section.num_samples * (section.sequence_length - len(prefix))
+
+
+def _too_short(section: TextSection, tokens: int, needed: int) -> UserError:
+    key = section.size_key
+    return UserError(
+        f"{key}: {section.dataset} (split {section.split}) has {tokens:,} tokens, but "
+        f"{section.num_samples:,} sequences of {section.sequence_length:,} need {needed:,}; lower "
+        f"{key}.num_samples or {key}.sequence_length, or give more text"
+    )
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, batch: list[str]) -> torch.Tensor:

@@ -15,6 +15,7 @@ from nm_export.evaluation.report import Evaluation, TaskResult, TextResult
 from nm_export.evaluation.task_scores import TaskScore
 from nm_export.evaluation.text_scores import evaluate_text
 from nm_export.evaluation.windows import WINDOW, WINDOWS, TextWindows, read_windows
+from nm_export.progress import doing
 from nm_export.quiet import quiet_transformers
 from nm_export.versions import installed_versions
 
@@ -74,7 +75,7 @@ def evaluate(
     # what is wrong with a task is said before a large model is loaded
     suite = load_tasks(tasks, include_path=include_path, task_data=task_data, limit=limit, seed=seed) if tasks else None
     logger.info("Loading %s", model)
-    with quiet_transformers():
+    with quiet_transformers(), doing(f"Loading {model}"):
         opened = open_model(model, backend=backend, device=device)
     cut = [
         read_windows(opened.tokenizer, str(text), window=window, windows=windows, text_column=text_column)
@@ -84,7 +85,7 @@ def evaluate(
     source = against if against is not None else opened.base and opened.base.source
     if source is not None:
         logger.info("Loading %s", source)
-    with quiet_transformers():
+    with quiet_transformers(), doing(f"Loading {source}"):
         dense = open_model(against, device=device) if against is not None else open_base(opened, device=device)
     if dense is None and opened.base is not None:
         logger.warning("Nothing is compared; name the dense model with --against.")
@@ -131,9 +132,11 @@ def _tasks(
     expected: dict[str, TaskScore] = {}
     if dense is not None:
         logger.info("Tasks, dense")
-        expected = evaluate_tasks(dense.model, dense.tokenizer, suite, **_batch(dense, batch_size))
+        with doing("Tasks, dense"):
+            expected = evaluate_tasks(dense.model, dense.tokenizer, suite, **_batch(dense, batch_size))
     logger.info("Tasks, %s", opened.name)
-    reached = evaluate_tasks(opened.model, opened.tokenizer, suite, **_batch(opened, batch_size))
+    with doing(f"Tasks, {opened.name}"):
+        reached = evaluate_tasks(opened.model, opened.tokenizer, suite, **_batch(opened, batch_size))
     return tuple(TaskResult(score, expected.get(name), suite.available[name]) for name, score in reached.items())
 
 

@@ -9,11 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nm_export.errors import NMExportError, UserError
+from nm_export.exported import find_exported
 from nm_export.json_files import read_json
 from nm_export.loading import load_sparse
 from nm_export.recipe import ModelSection
 from nm_export.sources import load_model
-from nm_export.sources.hub import fetch_config, fetch_model
+from nm_export.sources.hub import fetch_config
 from nm_export.sources.locate import resolve_source
 from nm_export.tokenizer_files import load_tokenizer
 
@@ -92,11 +93,7 @@ def _sparse_folder(section: ModelSection, backend: str) -> Path | None:
         return located.path if _is_sparse(located.path) else None
     if located.kind != "hub" or not _is_sparse(fetch_config(section)):
         return None
-    if backend == "onnx":
-        from nm_export.onnx import NMSparseORTModelForCausalLM
-
-        return NMSparseORTModelForCausalLM.from_pretrained(section.source).folder
-    return fetch_model(section)
+    return find_exported(section.source, "onnx" if backend == "onnx" else "torch")
 
 
 def _is_sparse(folder: Path) -> bool:

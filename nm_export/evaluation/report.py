@@ -1,20 +1,14 @@
 """The result of an evaluation: numbers for JSON, a Markdown table for people."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.text import Text
-
-from nm_export.errors import UserError
 from nm_export.evaluation.estimate import Estimate
 from nm_export.evaluation.generation_scores import GRAM, GenerationScores
 from nm_export.evaluation.task_scores import TaskScore, mean_relative_drop, relative_drop
 from nm_export.evaluation.text_scores import TextScores
-from nm_export.whole_file import write_whole
+from nm_export.tables import Markdown
 
 
 @dataclass(frozen=True)
@@ -123,9 +117,8 @@ class Evaluation:
             parts.append(self._about_tasks())
         return "\n\n".join(parts) + "\n"
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        # plain Markdown, which can be copied or piped as it stands
-        yield Text(self.to_markdown(), no_wrap=True, overflow="ignore")
+    def __rich__(self) -> Markdown:
+        return Markdown(self.to_markdown())
 
     def _text_table(self) -> tuple[list[str], list[list[str]]]:
         if self.dense is None:
@@ -210,16 +203,3 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     ]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     return "\n".join(lines)
-
-
-def check_json_target(path: Path) -> None:
-    """Raise a UserError, before anything is measured, where no file can be written."""
-    if path.is_dir():
-        raise UserError(f"--json: {path} is a folder; name a file")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--json: there is no folder {path.absolute().parent}")
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    write_whole(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

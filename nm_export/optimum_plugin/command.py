@@ -24,7 +24,7 @@ _EXAMPLES = """examples:
   optimum-cli export nm-sparse mistralai/Mistral-7B-v0.3 mistral-8of16 --score weight_norm
   optimum-cli export nm-sparse recipes/smollm2_8of16.yaml out --pattern 4:8 --dry-run
 
-What the options below do not reach, --set does; the keys are in docs/recipes.md."""
+What the options above do not reach, --set does; the keys are in docs/recipes.md."""
 
 # option: (key of the recipe, metavar, help)
 _VALUES = {
@@ -118,6 +118,7 @@ def read_arguments(args: Namespace) -> "tuple[Recipe, str | None]":
         UserError: words that name no model, or a recipe that is not valid.
     """
     from nm_export.recipe import load_recipe, recipe_from_settings
+    from nm_export.recipe.settings import split_output_dir
 
     paths: list[str] = list(args.paths)
     file = paths.pop(0) if paths and paths[0].lower().endswith(_RECIPE_SUFFIXES) else None
@@ -128,9 +129,9 @@ def read_arguments(args: Namespace) -> "tuple[Recipe, str | None]":
     output = paths.pop(0) if paths else None
     if paths:
         raise UserError(f"{paths[0]!r} is one word too many; name a recipe or a model, and a folder to write")
-    settings = [*_settings(args), *args.settings]
+    settings, own_output = split_output_dir([*_settings(args), *args.settings])
     recipe = recipe_from_settings(settings) if file is None else load_recipe(file, settings)
-    return recipe, output
+    return recipe, output or own_output
 
 
 def _settings(args: Namespace) -> "list[Setting]":

@@ -1,5 +1,6 @@
 """The recipe: all sections together, and what they say about one module."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -63,9 +64,15 @@ class Recipe(Section):
     @classmethod
     def _stays_in_the_working_directory(cls, value: str | None) -> str | None:
         # whoever wrote the recipe does not choose where the one who runs it is written to
-        if value is not None and (is_a_place(value) or ".." in re.split(r"[/\\]", value)):
-            raise ValueError(f"{value!r} lies outside of the working directory; pass such a folder as --output-dir")
-        return value
+        if value is None or not (is_a_place(value) or ".." in re.split(r"[/\\]", value)):
+            return value
+        here, there = Path.cwd(), Path(os.path.normpath(Path(value).expanduser()))
+        if there.is_absolute() and there != here and there.is_relative_to(here):
+            return there.relative_to(here).as_posix()  # holds wherever the recipe is read again
+        raise ValueError(
+            f"{value!r} lies outside of the working directory, and a recipe may come from anyone; if you want it "
+            "written there, say so with --output-dir"
+        )
 
     @model_validator(mode="after")
     def _held_out_text_is_held_out(self) -> Self:
@@ -98,6 +105,32 @@ class Recipe(Section):
             raise ValueError(
                 f"sparsity has a learned {what} that nothing trains; set learning.mode to blockwise or end_to_end, "
                 f"with {what} among learning.parameters"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_something_to_train(self) -> Self:
+        if self.learning.mode == "none" or "weight" in self.learning.parameters:
+            return self
+        schemes: tuple[SparsitySection | Override, ...] = (self.sparsity, *self.sparsity.overrides)
+        trainable = {
+            "shift": any(scheme.shift in ("static_channel", "learned") for scheme in schemes),
+            "scale": any(scheme.output_scale for scheme in schemes),
+            "bias": any(scheme.output_bias in ("calibrated", "learned") for scheme in schemes),
+            "residual": any(scheme.residual_rank for scheme in schemes),
+        }
+        if not any(trainable[parameter] for parameter in self.learning.parameters):
+            keys = {
+                "shift": "shift: learned",
+                "scale": "output_scale: true",
+                "bias": "output_bias: learned",
+                "residual": "residual_rank",
+            }
+            wanted = " or ".join(keys[parameter] for parameter in self.learning.parameters)
+            raise ValueError(
+                f"learning.mode is {self.learning.mode}, but nothing can be trained: no module has what "
+                f"learning.parameters names ({', '.join(self.learning.parameters)}); give sparsity {wanted}, or add "
+                "weight to learning.parameters"
             )
         return self
 
@@ -174,14 +207,33 @@ class Recipe(Section):
         """The resolved recipe: every key that has a value, defaults included. Plain Python values only."""
         return self.model_copy(update={"evaluation": self.held_out}).model_dump(mode="json", exclude_none=True)
 
-    def to_yaml(self) -> str:
-        """The resolved recipe as YAML; reading it back and writing it again gives the same text."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+    def to_yaml(self, *, changed_first: bool = False) -> str:
+        """The resolved recipe as YAML; reading it back and writing it again gives the same text.
+
+        Args:
+            changed_first: whether sections, and keys in them, come first that differ from the defaults.
+        """
+        values = self.to_dict()
+        if changed_first:
+            defaults = type(self)(model=ModelSection(source=self.model.source)).to_dict()
+            del defaults["model"]["source"]
+            values = _changed_first(values, defaults)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
     @classmethod
     def from_dict(cls, sections: Mapping[str, Any]) -> Self:
         """Validate nested plain values, such as `to_dict` gives. Raises pydantic's ValidationError."""
         return cls.model_validate(dict(sections))
+
+
+def _changed_first(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The same values in another order: those that differ from `defaults` first."""
+    changed = {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+    ordered = {**changed, **values}
+    return {
+        key: _changed_first(value, defaults[key]) if isinstance(value, dict) and key in defaults else value
+        for key, value in ordered.items()
+    }
 
 
 def _matches(name: str, wildcards: Iterable[str]) -> bool:

@@ -52,10 +52,10 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         nearby = sorted(str(other) for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
         nearest = difflib.get_close_matches(str(path), nearby, n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        hint = f"; did you mean {nearest[0]}?" if nearest else "; give a YAML file that names a model (docs/recipes.md)"
         raise UserError(f"{path}: there is no such recipe file{hint}") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; give the recipe file inside it") from None
+        raise UserError(f"{path} is a folder, and holds no model; give a recipe, which is a file") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: the recipe cannot be read: {reason}") from error
@@ -75,7 +75,9 @@ def _validate(values: dict[str, Any], origin: str, lines: dict[KeyPath, int], se
     first = min(errors, key=lambda details: details["type"] != "extra_forbidden")
     more = f" (and {len(errors) - 1} more to correct)" if len(errors) > 1 else ""
     path = tuple(first["loc"])
+    # a setting is to blame for what it has set, and for what had to be made to hold it
     where = next((text for key, text in settings.items() if path[: len(key)] == key), None)
+    where = where or next((text for key, text in settings.items() if key[: len(path)] == path not in lines), None)
     if where is None:
         line = next((lines[path[:end]] for end in range(len(path), 0, -1) if path[:end] in lines), None)
         where = origin if line is None else f"{origin}, line {line}"
@@ -100,7 +102,8 @@ def _sentence(error: ErrorDetails, path: KeyPath) -> str:
     if kind == "too_short":
         return f"{dotted(path)} is empty; give at least one entry"
     given = error["input"]
-    return f"{dotted(path)} is {_shown(given)}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+    message = error["msg"].replace("tuple", "list")
+    return f"{dotted(path)} is {_shown(given)}: {message[:1].lower()}{message[1:]}"
 
 
 def _nearest(word: str, known: Sequence[str], otherwise: str | None = None) -> str:

@@ -278,6 +278,11 @@ class TextSection(Section):
         """Name of this section in the recipe, for messages."""
         return "calibration"
 
+    @property
+    def size_key(self) -> str:
+        """Name of the section that says how many sequences there are, and of which length, for messages."""
+        return self.key
+
 
 class CalibrationSection(TextSection):
     """The text that calibration looks at."""
@@ -286,6 +291,15 @@ class CalibrationSection(TextSection):
     """Take all sequences through one block of the decoder before the next, so that each block's weights are read once;
     the hidden states of all sequences are in memory. Left out: where the model is larger than half of the memory that
     is free. The result is the same."""
+
+
+class LearningText(CalibrationSection):
+    """The calibration text in the numbers that learning asks for."""
+
+    @property
+    def size_key(self) -> str:
+        """Name of the section that says how many sequences there are, and of which length, for messages."""
+        return "learning"
 
 
 class EvaluationSection(TextSection):
@@ -327,8 +341,9 @@ class LearningSection(Section):
     """End to end: distance to the dense model's predictions, or the next token's log-likelihood. Blocks are fitted by
     mean squared error."""
 
-    num_samples: Annotated[int, Field(ge=1)] = 256
-    """Sequences of calibration text in one epoch."""
+    num_samples: Annotated[int, Field(ge=1)] = 120
+    """Sequences of calibration text in one epoch. The default and `held_out_samples` are as many together as
+    calibration takes."""
 
     sequence_length: Annotated[int, Field(ge=2)] = 512
     """Tokens in a sequence."""

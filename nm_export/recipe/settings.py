@@ -51,6 +51,20 @@ def apply_settings(values: dict[str, Any], settings: Sequence[str | Setting]) ->
     return origins
 
 
+def split_output_dir(settings: Sequence[str | Setting]) -> tuple[list[str | Setting], str | None]:
+    """Take `output_dir` out of settings: whoever runs the recipe says where to write, as with `--output-dir`."""
+    others: list[str | Setting] = []
+    folder = None
+    for setting in settings:
+        parsed = Setting.parse(setting) if isinstance(setting, str) else setting
+        value = parse_yaml(parsed.value, parsed.origin)[0] if parsed.key_path == "output_dir" else None
+        if isinstance(value, str) and value:
+            folder = value
+        else:
+            others.append(setting)
+    return others, folder
+
+
 def _dataset(values: dict[str, Any], section: str) -> Any:
     content = values.get(section)
     return content.get("dataset") if isinstance(content, dict) else None
@@ -73,11 +87,17 @@ def _apply(values: dict[str, Any], setting: Setting) -> KeyPath:
         last = depth == len(words) - 1
         if isinstance(at, list):
             if not word.isdecimal() or int(word) >= len(at):
-                raise UserError(f"{setting.origin}: {dotted(path)} has the entries 0 to {len(at) - 1}, not {word!r}")
+                has = f"the entries 0 to {len(at) - 1}" if at else "no entries"
+                raise UserError(f"{setting.origin}: {dotted(path)} has {has}, and so no {word!r}")
             key: str | int = int(word)
         elif isinstance(at, dict):
             key = word
             if not last and at.get(key) is None:
+                if words[depth + 1].isdecimal():
+                    raise UserError(
+                        f"{setting.origin}: the recipe has no {dotted((*path, key))}, and so no entry "
+                        f"{words[depth + 1]}; give the whole list: --set '{dotted((*path, key))}=[...]'"
+                    )
                 at[key] = {}
         else:
             raise UserError(f"{setting.origin}: {dotted(path)} is a single value and has no key {word!r}")

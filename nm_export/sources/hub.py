@@ -21,6 +21,11 @@ def fetch_config(section: ModelSection) -> Path:
     return _snapshot(section, CONFIG_FILES)
 
 
+def fetch_small_files(section: ModelSection) -> Path:
+    """Snapshot folder with everything but the weights. Raises UserError or SourceUnavailableError."""
+    return _snapshot(section, SMALL_FILES)
+
+
 def fetch_model(section: ModelSection) -> Path:
     """Snapshot folder with weights, tokenizer and configuration; the folder's name is the commit.
 

