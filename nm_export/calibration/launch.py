@@ -34,20 +34,21 @@ def launched_processes() -> Processes:
     """
     from accelerate.utils import get_cpu_distributed_information
 
+    has, remedy = _variables()  # before accelerate sets more of them
     try:
         found = get_cpu_distributed_information()
     except ValueError as error:
-        raise UserError(f"{_set_variables()}: {error}; {_remedy()}") from error
+        raise UserError(f"{has}: {error}; {remedy}") from error
     if found.world_size == 1:
         return Processes()
     if "RANK" in os.environ and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise UserError(f"{_set_variables()}, as in a launch, but MASTER_ADDR and MASTER_PORT are not; {_remedy()}")
+        raise UserError(f"{has}, as in a launch, but MASTER_ADDR and MASTER_PORT are not; {remedy}")
     waiting = threading.Timer(
         SILENCE,
         say,
         [
-            f"Process {found.rank} of {found.world_size} waits for the others. {_set_variables()}: if you"
-            f" did not launch several processes, stop this one (Ctrl-C) and {_remedy()}."
+            f"Process {found.rank} of {found.world_size} waits for the others, because {has}. If you did not launch "
+            f"several processes, stop this one (Ctrl-C) and {remedy}."
         ],
     )
     waiting.daemon = True
@@ -58,8 +59,7 @@ def launched_processes() -> Processes:
     except Exception as error:  # of torch.distributed and accelerate, which raise what they like
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the {found.world_size} processes of the launch cannot be joined ({reason}). "
-            f"{_set_variables()}; {_remedy()}"
+            f"the {found.world_size} processes of the launch cannot be joined ({reason}); {has}: {remedy}"
         ) from error
     finally:
         waiting.cancel()
@@ -84,13 +84,8 @@ def _join() -> Processes:
     return Processes(state.process_index, state.num_processes, rows)
 
 
-def _names() -> list[str]:
-    return sorted(name for name in os.environ if _VARIABLES.fullmatch(name))
-
-
-def _set_variables() -> str:
-    return f"The environment has {', '.join(f'{name}={os.environ[name][:40]}' for name in _names())}"
-
-
-def _remedy() -> str:
-    return f"unset them (unset {' '.join(_names())}), or start with accelerate launch"
+def _variables() -> tuple[str, str]:
+    """What the environment says of a launch, and what to do if there is none."""
+    names = sorted(name for name in os.environ if _VARIABLES.fullmatch(name))
+    values = ", ".join(f"{name}={os.environ[name][:40]}" for name in names)
+    return f"the environment has {values}", f"unset them (unset {' '.join(names)}), or start with accelerate launch"

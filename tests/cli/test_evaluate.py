@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 import nm_export.evaluation
+from nm_export import json_files
 from nm_export.cli import app
 from nm_export.errors import UserError
-from nm_export.evaluation import report
 
 SHORT = ["--window", "16", "--windows", "2"]
 
@@ -33,7 +33,6 @@ def recorded(monkeypatch):
     calls = []
     module = ModuleType("recorded")
     module.evaluate = lambda *args, **options: calls.append((args, options)) or Result()
-    module.report = report
     monkeypatch.setitem(sys.modules, "nm_export.evaluation", module)
     monkeypatch.setattr(nm_export, "evaluation", module)
     return calls
@@ -95,9 +94,9 @@ def test_a_failed_write_leaves_the_old_numbers(tmp_path):
     target = tmp_path / "scores.json"
     target.write_text("old")
     with pytest.raises(ValueError, match="JSON"):
-        report.write_json(target, {"perplexity": float("nan")})
+        json_files.write_json(target, {"perplexity": float("nan")})
     with pytest.raises(UserError):
-        report.check_json_target(tmp_path)
+        json_files.check_json_target(tmp_path)
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

@@ -80,7 +80,7 @@ def test_onnx_is_kept(exported, tmp_path):
         *("README.md", "report.html"),  # which say where the weights are
     }
     assert "they are read from the base model's folder" in (tmp_path / "small" / "README.md").read_text()
-    report = json.loads(pipeline.verify_folder(tmp_path / "small"))
+    report = pipeline.verify_folder(tmp_path / "small").to_dict()
     assert set(report["modules"]) == {"reloaded", "onnx_kernel", "onnx_function"}
 
 
