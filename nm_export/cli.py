@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     cls=CommandsAndRecipes,
     add_completion=False,
+    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # boxes are as wide as the window, and noise in a pipe
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -35,6 +36,7 @@ app = typer.Typer(
 
 bench = typer.Typer(
     cls=CommandsAndModels,
+    no_args_is_help=True,
     rich_markup_mode=None,
     subcommand_metavar="MODEL [OPTIONS] | COMMAND ...",
     epilog="Options for a model: nm-export bench model --help",
@@ -477,7 +479,7 @@ def bench_page(
         from nm_export.benchmark.page import read_report, write_page
 
         write_page(page, [read_report(path) for path in results], note)
-        typer.echo(f"Wrote {page}.")
+        show(f"Wrote {page}.")
 
 
 @app.command()
@@ -602,7 +604,7 @@ def card(
         from nm_export.card import refresh_card
 
         path = refresh_card(folder, evaluations=evaluation or (), speeds=bench or (), overwrite=overwrite)
-        typer.echo(f"Wrote {path}.")
+        show(f"Wrote {path}.")
 
 
 @app.command()
@@ -622,9 +624,9 @@ def enable_genai(
 
         if off:
             disable_library(folder)
-            typer.echo(f"{folder} opens everywhere again, without the compiled kernel.")
+            show(f"{folder} opens everywhere again, without the compiled kernel.")
         else:
-            typer.echo(f"Wrote {enable_library(folder)}; onnxruntime-genai now runs {folder} with it.")
+            show(f"Wrote {enable_library(folder)}; onnxruntime-genai now runs {folder} with it.")
 
 
 def run_export(recipe: "Recipe", *, dry_run: bool, verbose: bool, **options: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-import typer
+from rich.markup import escape
 
 from nm_export.errors import NMExportError
 from nm_export.interruption import Interrupted, current_sentence, ending_promptly
@@ -33,7 +33,7 @@ def show(result: object) -> None:
     if hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
         console().print(result, crop=False)  # code to copy may be wider than the window
     else:
-        typer.echo(str(result))
+        print(result)
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def fail(message: str, exit_code: int, verbose: bool = False) -> NoReturn:
     """Say what is wrong, with the traceback of the error that is handled where `verbose`, and end the process."""
     if verbose:
         traceback.print_exc()
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    console(stderr=True).print(f"[bold red]error:[/bold red] {escape(message)}", soft_wrap=True)
     sys.exit(exit_code)
 
 

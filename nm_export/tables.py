@@ -120,7 +120,7 @@ class Markdown:
             yield Text(self.source.rstrip("\n"), no_wrap=True, overflow="ignore")
             return
         table: list[str] = []
-        for line in [*self.source.rstrip("\n").splitlines(), ""]:
+        for line in self.source.splitlines():
             if line.startswith("|"):
                 table.append(line)
                 continue
@@ -129,6 +129,8 @@ class Markdown:
                 table = []
             item = line.startswith("- ")
             yield Sentences(_plain(line.removeprefix("- ")) or " ", "- " if item else "", "  " if item else "")
+        if table:
+            yield _read_table(table)
 
 
 def broken(text: str, width: int) -> list[str]:

@@ -32,6 +32,9 @@ class Commands(TyperGroup):
         try:
             sys.exit(super().main(*args, **options) or 0)
         except _UsageError as error:
+            if type(error).__name__ == "NoArgsIsHelpError":  # nothing was asked: the help is the answer
+                error.show()
+                sys.exit(USAGE)
             context = getattr(error, "ctx", None)
             path = " ".join(context.command_path.split()) if context else "nm-export"
             fail(f"{_one_line(error)}; {path} --help shows the options", USAGE)
@@ -44,11 +47,8 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the default command in front of everything that is neither a command nor an option of the group."""
-        if not args:
-            typer.echo(ctx.get_help(), err=True)
-            ctx.exit(USAGE)
         own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
-        if args[0] not in self.commands and args[0] not in own:
+        if args and args[0] not in self.commands and args[0] not in own:
             if not args[0].startswith("-") and not self.is_meant(args[0]):
                 raise UserError(self.unknown(args[0]))
             args = [self.default, *args]

@@ -45,7 +45,7 @@ def assert_refused(words: list[str], message: str) -> None:
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
     assert result.exit_code == USER, result.stderr
     lines = result.stderr.strip().splitlines()
-    sentences = [line for line in lines if not re.match(r"(• .* …|  \d+\.\d s)$", line)]
+    sentences = [line for line in lines if not re.match(r"(• .* …|  \d+\.\d s|  .*, \d+:\d\d(, .* left)?)$", line)]
     assert len(sentences) == 1, result.stderr
     assert sentences[0].startswith("error: ")
     assert "memory" not in sentences[0], sentences[0]

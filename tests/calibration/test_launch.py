@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from nm_export import pipeline
+from nm_export.calibration import launch as launch_module
 from nm_export.calibration.launch import launched_processes
 from nm_export.calibration.processes import Processes
+from nm_export.errors import UserError
 from tests.calibration.launched import results
 from tests.learning.training import assert_equal
 from tests.tiny_folder import tiny_recipe
@@ -35,6 +38,39 @@ def test_a_process_that_was_started_alone_is_alone(monkeypatch):
     assert launched_processes() == Processes()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert launched_processes() == Processes()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "RANK=0, WORLD_SIZE=2, as in a launch, but MASTER_ADDR and MASTER_PORT"),
+        ({"RANK": "zero", "WORLD_SIZE": "two"}, "RANK=zero, WORLD_SIZE=two: invalid literal"),
+    ],
+)
+def test_variables_that_a_launch_has_left_are_named(variables, message, monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message) as error:
+        launched_processes()
+    assert "unset RANK WORLD_SIZE" in str(error.value)
+    assert "accelerate launch" in str(error.value)
+
+
+def test_nobody_waits_in_silence(monkeypatch, capsys):
+    monkeypatch.setattr(launch_module, "SILENCE", 0.01)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+    def join():
+        time.sleep(0.5)
+        raise RuntimeError("nobody came")
+
+    monkeypatch.setattr(launch_module, "_join", join)
+    with pytest.raises(UserError, match=r"the 2 processes of the launch cannot be joined \(nobody came\)"):
+        launched_processes()
+    assert "Process 0 of 2 waits for the others, because the environment has " in capsys.readouterr().err
 
 
 def test_two_processes_find_what_one_finds(tmp_path):

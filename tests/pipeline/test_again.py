@@ -1,12 +1,17 @@
 """The same recipe again: what is done is taken as it is, what is stale is done again, and both are said."""
 
 import json
+import shutil
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
-from nm_export import pipeline
+import nm_export
+from nm_export import digests, pipeline
 from nm_export.errors import UserError
+from nm_export.inputs import Inputs
 from nm_export.verification import forms
 from tests.tiny_folder import tiny_recipe, write_tiny_folder
 
@@ -150,3 +155,31 @@ def test_parameters_survive_being_kept(source, tmp_path, monkeypatch, capsys):
     assert done["calibrate"] == "done, taken as it is"
     whole, continued = contents(tmp_path / "whole" / "out"), contents(out)
     assert {name for name in whole if whole[name] != continued.get(name)} <= {"measurements.json"}
+
+
+def test_speed_is_measured_again_when_what_measures_it_has_changed(monkeypatch, tmp_path):
+    """Nothing else depends on the code of the benchmark."""
+    package = shutil.copytree(Path(nm_export.__file__).parent, tmp_path / "nm_export")
+    monkeypatch.setattr(digests, "_PACKAGE", package)
+
+    def both():
+        digests.program_digest.cache_clear()
+        return digests.program_digest(), digests.program_digest("benchmark/")
+
+    program, benchmark = both()
+    (package / "benchmark" / "model.py").write_text("changed = True\n")
+    assert both()[0] == program
+    assert both()[1] != benchmark
+    _, benchmark = both()
+    (package / "console.py").write_text("changed = True\n")
+    assert both() == (program, benchmark)
+    (package / "plan.py").write_text("changed = True\n")
+    assert both()[0] != program
+    digests.program_digest.cache_clear()
+
+
+def test_the_benchmark_reads_its_own_program(source):
+    recipe = tiny_recipe(source, benchmark={"enabled": True})
+    inputs = Inputs(recipe, {}, {"held-out text": torch.zeros(1, 2, dtype=torch.int64)}, with_onnx=True)
+    assert inputs.of("benchmark", {})["the program"] == digests.program_digest("benchmark/")
+    assert inputs.of("verify", {})["the program"] == digests.program_digest()

@@ -16,7 +16,8 @@ from nm_export.errors import UserError
 from nm_export.estimates.costs import PROCESS, costs
 from nm_export.estimates.rates import Rates
 from nm_export.estimates.shapes import find_shapes
-from nm_export.recipe import load_recipe
+from nm_export.preparation import learning_text
+from nm_export.recipe import Recipe, load_recipe
 from tests.conftest import MIXED
 from tests.pipeline.test_mistakes import Workplace
 from tests.tiny_folder import SIZES, tiny_recipe, write_tiny_folder
@@ -165,6 +166,64 @@ def test_refuses_what_a_run_would_refuse(tiny_source, tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(UserError, match="is a file"):
         dry_run(tiny_recipe(tiny_source), output_dir=tmp_path / "out")
+
+
+def test_texts_that_are_at_hand_are_counted(tiny_source, tmp_path):
+    """What a run would refuse after loading, in the same words."""
+    (tmp_path / "short.txt").write_text("short " * 20)
+    short, missing = str(tmp_path / "short.txt"), str(tmp_path / "missing.txt")
+    too_many = {"calibration": {"num_samples": 100_000}}
+    learning = {"sparsity": {"output_scale": True}, "learning": {**LEARNING, "parameters": ["scale"]}}
+    learning["learning"]["num_samples"] = 100_000
+    for sections, message in (
+        ({"calibration": {"dataset": missing}}, r"there is no file .*missing\.txt"),
+        ({"calibration": {"dataset": short}}, r"calibration: .*short\.txt \(split train\) has [\d,]+ tokens, but 6"),
+        ({"evaluation": {"dataset": short, "split": "all"}}, r"evaluation: .* lower evaluation\.num_samples"),
+        (too_many, r"builtin:python-docs \(split train\) has [\d,]+ tokens, but 100,000 sequences"),
+        (learning, r"learning: builtin.* but 100,008 sequences of 32 need .*; lower learning\.num_samples"),
+    ):
+        recipe = tiny_recipe(tiny_source, **sections)
+        with pytest.raises(UserError, match=message) as said:
+            dry_run(recipe, output_dir=tmp_path / "out")
+        with pytest.raises(UserError) as run_says:
+            pipeline.run(recipe, output_dir=tmp_path / "out", skip_onnx=True)
+        assert str(run_says.value) == str(said.value)
+
+
+def test_what_could_not_be_counted_is_said(tiny_source, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text((tiny_source / "config.json").read_text())
+    [calibration, evaluation] = dry_run(tiny_recipe(tmp_path / "model")).unchecked
+    assert calibration.startswith(
+        "whether builtin:python-docs (train) is long enough for calibration: the tokenizer of"
+    )
+    assert evaluation.startswith("whether builtin:python-docs (validation) is long enough for evaluation: ")
+    on_the_hub = tiny_recipe(tiny_source, calibration={"dataset": "some/text"})
+    assert dry_run(on_the_hub, output_dir=tmp_path / "out").unchecked == tuple(
+        f"whether some/text ({split}) is long enough for {section}: a dry run fetches no text"
+        for split, section in (("train", "calibration"), ("validation", "evaluation"))
+    )
+
+
+def test_the_built_in_text_feeds_the_defaults_of_learning(tiny_source, tmp_path):
+    recipe = Recipe(
+        model={"source": str(tiny_source)}, sparsity={"output_scale": True}, learning={"mode": "end_to_end"}
+    )
+    calibrates = recipe.calibration.num_samples * recipe.calibration.sequence_length
+    text = learning_text(recipe)
+    assert text.num_samples * text.sequence_length <= calibrates
+    assert dry_run(recipe, output_dir=tmp_path / "out").unchecked == ()
+
+
+def test_the_benchmark_is_estimated(tiny_source, tmp_path):
+    recipe = tiny_recipe(tiny_source, benchmark={"enabled": True})
+    result = dry_run(recipe, output_dir=tmp_path / "out")
+    assert result.estimate.costs[-1].stage == "benchmark"
+    assert result.estimate.costs[-1].seconds > 0
+    short = tiny_recipe(tiny_source, benchmark={"enabled": True, "repeats": 1})
+    again = costs(short, find_shapes(short), result.estimate.rates, with_onnx=True)
+    assert again[-1].seconds < result.estimate.costs[-1].seconds
+    assert costs(short, find_shapes(short), result.estimate.rates, with_onnx=False)[-1].stage == "layers"
 
 
 @pytest.mark.parametrize("offline", [True, False])

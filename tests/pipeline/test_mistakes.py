@@ -108,7 +108,8 @@ def refused(result, exit_code, message):
     assert result.returncode == exit_code, result.stderr
     assert "Traceback" not in result.stderr + result.stdout
     lines = result.stderr.strip().splitlines()
-    stages = [line for line in lines if re.match(r"(• .* …|• \w+: done.*|  \d+\.\d s)$", line)]
+    said = r"(• .* …|• \w+: done.*|  \d+\.\d s|  .*, \d+:\d\d(, about .* left)?)$"
+    stages = [line for line in lines if re.match(said, line)]
     sentences = [line for line in lines if line not in stages]
     assert len(sentences) == 1, result.stderr
     assert sentences[0].startswith("error: ")

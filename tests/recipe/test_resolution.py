@@ -1,10 +1,12 @@
 """What a recipe says about one module, and the resolved recipe that is published."""
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from nm_export.errors import UserError
 from nm_export.recipe import Override, Recipe, Scheme, SparsitySection, parse_recipe
 from nm_export.recipe.patterns import check_pattern
 
@@ -200,3 +202,43 @@ def test_sections_can_be_built_in_python() -> None:
     section = SparsitySection(pattern="4:8", overrides=[Override(modules="*.q_proj", dense=True)])
     assert recipe(**section.model_dump(exclude_none=True)).for_module(Q) is None
     assert Recipe(model={"source": "a"}, sparsity=section).for_module(K) == Scheme(pattern="4:8")
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "parameters", "trains"),
+    [
+        ({}, ["shift", "scale", "bias"], False),
+        ({"shift": "dynamic_mean"}, ["shift"], False),
+        ({"output_scale": True}, ["scale", "weight"], True),
+        ({"shift": "static_channel"}, ["bias"], False),
+        ({"shift": "static_channel"}, ["shift"], True),
+        ({"output_bias": "calibrated"}, ["bias"], True),
+        ({"residual_rank": 2}, ["residual"], True),
+        ({}, ["weight"], True),
+        ({"overrides": [{"modules": "*", "residual_rank": 2}]}, ["residual"], True),
+    ],
+)
+def test_a_recipe_that_trains_nothing_is_refused_when_it_is_read(sparsity, parameters, trains) -> None:
+    text = yaml.safe_dump(
+        {
+            "model": {"source": "a/b"},
+            "sparsity": sparsity,
+            "learning": {"mode": "blockwise", "parameters": parameters},
+        }
+    )
+    if trains:
+        parse_recipe(text)
+        return
+    with pytest.raises(UserError, match="is blockwise, but nothing can be trained"):
+        parse_recipe(text)
+
+
+def test_what_differs_from_the_defaults_comes_first_when_asked_for() -> None:
+    recipe = parse_recipe(
+        "sparsity: {score: amber, targets: '*.up_proj'}\nmodel: {source: a/b}\nverify: {num_tokens: 9}\n"
+    )
+    text = recipe.to_yaml(changed_first=True)
+    assert list(yaml.safe_load(text))[:3] == ["model", "sparsity", "verify"]
+    assert list(yaml.safe_load(text)["sparsity"])[:3] == ["score", "targets", "pattern"]
+    assert parse_recipe(text).to_yaml() == recipe.to_yaml()
+    assert parse_recipe(text).to_yaml(changed_first=True) == text

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from nm_export.errors import UserError
 from nm_export.recipe import Recipe, Setting, load_recipe, recipe_from_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -68,3 +69,19 @@ def test_every_shipped_recipe_takes_a_local_text(path: Path) -> None:
 def test_a_recipe_of_settings_alone() -> None:
     recipe = recipe_from_settings(["model.source=some/model", Setting("sparsity.pattern", "4:8", "--pattern 4:8")])
     assert recipe == Recipe(model={"source": "some/model"}, sparsity={"pattern": "4:8"})
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("sparsity.overrides.0.dense=true", "the recipe has no sparsity.overrides, and so no entry 0"),
+        ("sparsity.overrides.dense=true", "--set sparsity.overrides.dense=true: sparsity.overrides is a mapping"),
+    ],
+)
+def test_a_setting_is_to_blame_for_what_it_had_to_make(tmp_path: Path, setting: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {source: a/b}\n")
+    with pytest.raises(UserError) as error:
+        load_recipe(path, [setting])
+    assert str(error.value).startswith(f"--set {setting}: ")
+    assert message in str(error.value)
