@@ -62,9 +62,13 @@ class Commands(TyperGroup):
         """What to say of a word that is neither."""
         if word in _RENAMED:
             return f"there is no command {word}; nm-export {_RENAMED[word]} does that"
-        nearest = difflib.get_close_matches(word, self.commands, n=1, cutoff=0.75)
+        nearest = self.nearest(word)
         hint = f"Did you mean {nearest[0]}?" if nearest else f"The commands are {', '.join(sorted(self.commands))}."
         return f"{word!r} is no command, and there is no {self.meant_for} of that name here. {hint}{self.remark}"
+
+    def nearest(self, word: str) -> list[str]:
+        """The command that a word is nearly."""
+        return difflib.get_close_matches(word, self.commands, n=1, cutoff=0.75)
 
     meant_for, remark = "", ""
 
@@ -88,8 +92,8 @@ class CommandsAndModels(Commands):
     default, meant_for = "model", "folder"
 
     def is_meant(self, word: str) -> bool:
-        """Whether a word that is no command is a folder or a repository, or was meant to be one."""
-        return super().is_meant(word) or Path(word).parent != Path()
+        """Whether a word is a folder or was meant to be one: all that is not nearly a command."""
+        return super().is_meant(word) or not self.nearest(word)
 
 
 def _one_line(error: Any) -> str:

@@ -24,7 +24,7 @@ MODES = ("blockwise", "end_to_end")
 
 def untrained(architecture: str = "llama", **changes: Any) -> Any:
     """A sparse model with neutral parameters, planned by a recipe that trains all that it has."""
-    learning = {"mode": "blockwise", "parameters": ("shift", "scale", "bias", "residual")}
+    learning = {"mode": "blockwise", "parameters": ("shift", "scale", "bias", "residual", "weight")}
     recipe = Recipe(model={"source": "in-memory"}, sparsity={**SPARSITY, **changes}, learning=learning)
     model = dense_model(architecture)
     return NMSparseForCausalLM.from_dense(model, make_plan(model, recipe).sparsity())

@@ -40,7 +40,7 @@ def recipes(tiny_source, text, tmp_path_factory) -> Path:
         "calibration": {"dataset": str(text), "num_samples": 2, "sequence_length": 16},
         "evaluation": {"enabled": False, "dataset": "builtin:python-docs", "num_samples": 1, "sequence_length": 16},
     }
-    learning = {"mode": "end_to_end", "parameters": ["shift"], "held_out_samples": 1}
+    learning = {"mode": "end_to_end", "parameters": ["shift"], "num_samples": 256, "held_out_samples": 1}
     methods: dict[str, Any] = {
         "magnitude_8of16": {},
         "rsparse2_8of16": {"sparsity": {"residual_rank": 2, "shift": "static_channel"}},
