@@ -31,7 +31,7 @@ def rounding_floor(model: Any, sequences: Tensor) -> Divergence:
     """
     variants: dict[str, Logits] = {"eager": _eager(model)}
     variants |= {f"perturbed {seed}": _perturbed(model, seed) for seed in range(PERTURBATIONS)}
-    results = divergence(torch_logits(model), variants, sequences, "Verifying, noise floor")
+    results = divergence(torch_logits(model), variants, sequences, "Verifying, rounding floor")
     del results["reference"]
     return Divergence(
         perplexity=results["eager"].perplexity,

@@ -19,7 +19,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from nm_export import NMSparseORTModelForCausalLM, load_exported, load_recipe, pipeline
+from nm_export import NMSparseORTModelForCausalLM, load_exported, load_recipe, pipeline, stages
 from nm_export.errors import UserError
 from nm_export.generation import generate
 from tests.conftest import MIXED
@@ -201,6 +201,15 @@ def test_record_repeats_the_run_and_holds_no_time(exported, tiny_source):
     recipe = load_recipe(exported / "recipe.yaml")
     assert recipe == tiny_recipe(tiny_source, sparsity=MIXED, evaluation={"dataset": "builtin:python-docs"})
     assert recipe.to_yaml(changed_first=True) == (exported / "recipe.yaml").read_text()
+
+
+def test_long_runs_say_how_long_their_stages_take(tiny_source, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "WORTH_ESTIMATING", 0)
+    monkeypatch.setattr(stages, "WORTH_SAYING", 0.0)
+    recipe = tiny_recipe(tiny_source, verify={"enabled": False}, evaluation={"enabled": False})
+    pipeline.run(recipe, output_dir=tmp_path / "out", skip_onnx=True)
+    said = capsys.readouterr().err
+    assert re.search(r"^• 3 of 4: Calibrating 14 linears, about \d+\.\d s …$", said, re.M), said
 
 
 def test_two_runs_give_the_same_bytes(tiny_source, tmp_path):
