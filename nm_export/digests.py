@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # whoever hashes a file need not wait for PyTorch
 _PACKAGE = Path(__file__).parent
 _BESIDE_THE_ROAD = (
     "cli.py",
+    "words.py",
     "console.py",
     "terminal.py",
     "tables.py",

@@ -167,17 +167,16 @@ def verified_in_words(report: VerificationReport | None) -> Iterator[tuple[str, 
 
 def learned_in_words(report: LearningReport) -> str:
     """What training has done, and whether it was kept."""
-    loss = "loss" if report.mode == "blockwise" else "KL to the dense model"
     kept = [name for name, (_, _, is_kept) in report.held_out.items() if is_kept]
     changes = ", ".join(f"{before:.5g} -> {after:.5g}" for before, after, _ in list(report.held_out.values())[:1])
     if len(report.held_out) == 1:
         verdict = "kept" if kept else "rejected, because held-out text got worse; the starting values stay"
-        return f"{verdict}; {loss} on held-out text {changes}"
+        return f"{verdict}; loss on held-out text {changes}"
     better = [after / before for before, after, is_kept in report.held_out.values() if is_kept and before > 0]
     if not better:
         return f"all {len(report.held_out)} blocks rejected, because held-out text got worse; the starting values stay"
     mean = statistics.geometric_mean(better)
     return (
-        f"{len(kept)} of {len(report.held_out)} blocks kept, their {loss} on held-out text {1 - mean:.1%} lower on "
+        f"{len(kept)} of {len(report.held_out)} blocks kept, their loss on held-out text {1 - mean:.1%} lower on "
         "average; the others keep their starting values"
     )

@@ -13,14 +13,13 @@ from nm_export.verification.report import ModuleCheck
 def test_training_that_was_rejected_is_said_to_be():
     report = LearningReport("end_to_end", [], {"model": (0.00079, 0.00102, False)})
     assert learned_in_words(report) == (
-        "rejected, because held-out text got worse; the starting values stay; "
-        "KL to the dense model on held-out text 0.00079 -> 0.00102"
+        "rejected, because held-out text got worse; the starting values stay; loss on held-out text 0.00079 -> 0.00102"
     )
 
 
 def test_training_that_was_kept():
     report = LearningReport("end_to_end", [], {"model": (0.02, 0.01, True)})
-    assert learned_in_words(report) == "kept; KL to the dense model on held-out text 0.02 -> 0.01"
+    assert learned_in_words(report) == "kept; loss on held-out text 0.02 -> 0.01"
 
 
 def test_blocks_are_counted():
