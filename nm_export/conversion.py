@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from nm_export.arguments import require_folder
 from nm_export.card import refresh_card
 from nm_export.card.write import is_hand_made
 from nm_export.errors import NMExportError, UserError
@@ -103,7 +104,10 @@ def convert(
         UserError: the folder has that form already, or there is nothing that weights can be left to.
         NMExportError: the new folder gives other numbers.
     """
-    folder, target = Path(folder).resolve(), Path(output).expanduser().resolve()
+    folder = require_folder(folder, "convert").resolve()
+    target = require_folder(output, "convert").expanduser().resolve()
+    if weights not in ("full", "reference"):
+        raise UserError(f"convert: weights is {weights!r:.40}; it is full or reference.")
     check_exported(folder)
     check_target(target, overwrite=overwrite)
     if target.is_relative_to(folder) or folder.is_relative_to(target):

@@ -5,11 +5,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from nm_export.arguments import require_folder
 from nm_export.errors import NMExportError, UserError
 from nm_export.exported import check_exported
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.publishing.base_weights import base_weights_of
-from nm_export.recipe import Recipe, load_recipe
+from nm_export.recipe import Recipe
+from nm_export.recipe.reading import recipe_of_folder
 from nm_export.sources.checkpoint import stored_tensors, weight_files
 from nm_export.sources.config_file import check_config_file
 from nm_export.tokenizer_files import load_tokenizer
@@ -21,10 +23,10 @@ def load_exported(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase, Rec
     Raises:
         UserError: the folder was not written by an export, or a file in it is missing or damaged.
     """
-    folder = Path(folder)
+    folder = require_folder(folder, "load_exported")
     check_exported(folder)
     check_config_file(folder / "config.json")
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = recipe_of_folder(folder)
     try:
         model = load_sparse(folder)
         tokenizer = load_tokenizer(folder)

@@ -8,7 +8,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from nm_export.errors import UserError
 from nm_export.whole_file import sync
+
+
+def check_finite(model: Any) -> None:
+    """Raise a UserError if a sparsity parameter of a sparse model holds NaN or infinite values."""
+    for name, buffer in model.named_buffers():
+        if ".nm_" in name and not buffer.is_meta and not bool(buffer.isfinite().all()):
+            raise UserError(f"{name} holds NaN or infinite values; calibrate the model again.")
 
 
 def save_parameters(model: Any, path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from nm_export.arguments import named
 from nm_export.benchmark import benchmark_model
 from nm_export.calibration.launch import launched_processes
 from nm_export.calibration.processes import Processes
@@ -36,10 +37,12 @@ from nm_export.publishing.folder import check_target
 from nm_export.publishing.hub import Publication, check_publishable, command, find_destination, push
 from nm_export.publishing.repository import Destination
 from nm_export.publishing.save import write_model
+from nm_export.publishing.saved import record_verification
 from nm_export.publishing.settings import publish_settings
 from nm_export.publishing.workspace import Workspace, working_on
 from nm_export.quiet import quiet_transformers
 from nm_export.recipe import Recipe, load_recipe
+from nm_export.recipe.reading import recipe_of_folder
 from nm_export.stages import Stages, peak_memory_bytes
 from nm_export.summary import FolderVerification, Summary
 from nm_export.verification import VerificationReport, verify
@@ -59,7 +62,7 @@ LAYER_WINDOWS, LAYER_WINDOW = 2, 512
 
 
 def run(
-    recipe: Recipe,
+    recipe: Recipe | str | Path,
     *,
     output_dir: str | Path | None = None,
     push_to_hub: bool = False,
@@ -77,7 +80,7 @@ def run(
     What learning has reached stays beside it until then, for the next run of the same recipe.
 
     Args:
-        recipe: what to do.
+        recipe: what to do, or the path of the recipe's file.
         output_dir: folder to write instead of the recipe's.
         push_to_hub: whether to publish the verified folder.
         repo_id: repository to publish to instead of the recipe's.
@@ -92,6 +95,15 @@ def run(
         UserError: something that the user can correct.
         NMExportError: verification or the upload failed.
     """
+    if isinstance(recipe, (str, Path)):
+        recipe = load_recipe(recipe)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"run takes a Recipe or the path of one, not {named(recipe)}.")
+    of_publishing = {"repo_id": repo_id, "revision": revision, "private": private, "create_pr": create_pr}
+    given = next((name for name, value in of_publishing.items() if value), None)
+    if given and not push_to_hub:
+        option = given.replace("_", "-")
+        raise UserError(f"{given} (--{option}) is about publishing; give push_to_hub (--push-to-hub) too.")
     target = recipe.folder(output_dir).resolve()
     with_onnx = recipe.onnx.enabled and not skip_onnx
     # a finished folder is not in the way: it may be what is asked for
@@ -280,7 +292,7 @@ def publish_folder(
     """
     folder = Path(folder).resolve()
     check_publishable(folder)
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = recipe_of_folder(folder)
     settings = publish_settings(
         recipe, repo_id=repo_id, revision=revision, private=private, create_pr=create_pr, overwrite=overwrite
     )
@@ -315,7 +327,9 @@ def verify_folder(folder: str | Path) -> FolderVerification:
             sequences = read_sequences(tokenizer, recipe.held_out).input_ids
         with doing("Verifying"):
             with_onnx = (found / "onnx" / "model.onnx").is_file()
-            return FolderVerification(str(folder), _verify(found, model, sequences, recipe, with_onnx))
+            report = _verify(found, model, sequences, recipe, with_onnx)
+    record_verification(found, report)
+    return FolderVerification(str(folder), report)
 
 
 def _export_onnx(model: Any, folder: Path, recipe: Recipe, read: dict[str, str]) -> dict[str, Any] | None:

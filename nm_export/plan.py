@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from nm_export.errors import UserError
 from nm_export.modeling.configuration_nm_sparse import SPARSITY_VERSION
-from nm_export.modeling.modeling_nm_sparse import NMSparseForCausalLM, group_size
-from nm_export.recipe import Recipe, Scheme
+from nm_export.modeling.modeling_nm_sparse import group_size
+from nm_export.recipe import Recipe, Scheme, SparsitySection
 
 _SELECTION = ("pattern", "grouping", "score", "score_exponent", "shift", "variance_correction", "phase")
 """Fields of a scheme that decide what is kept; the others come after the product."""
@@ -135,13 +135,16 @@ class Plan:
         }
 
 
-def make_plan(model: PreTrainedModel, recipe: Recipe, *, with_onnx: bool | None = None) -> Plan:
-    """Resolve a recipe against a dense causal language model, which may live in torch's FakeTensorMode.
+def make_plan(model: PreTrainedModel, recipe: Recipe | SparsitySection, *, with_onnx: bool | None = None) -> Plan:
+    """Resolve a recipe, or its sparsity section, against a dense causal language model.
+
+    The model may live in torch's FakeTensorMode.
 
     Args:
         model: the model.
         recipe: its sparsity section counts.
-        with_onnx: whether an ONNX graph has to do what the plan says; None is what the recipe says.
+        with_onnx: whether an ONNX graph has to do what the plan says; None is what the recipe says; a
+            section says nothing.
 
     Raises:
         UserError: a wildcard matches nothing, a module cannot be pruned, `m` does not divide its input channels, the
@@ -183,7 +186,9 @@ def make_plan(model: PreTrainedModel, recipe: Recipe, *, with_onnx: bool | None 
         linear.name: linear.scheme for linear in plan.pruned if linear.scheme and linear.scheme.prune != "weights"
     }
     _refuse_scores_of_lists(model, linears, schemes)
-    if recipe.onnx.enabled if with_onnx is None else with_onnx:
+    if with_onnx is None:
+        with_onnx = isinstance(recipe, Recipe) and recipe.onnx.enabled
+    if with_onnx:
         phases = {name: scheme.phase for name, scheme in schemes.items()}
         refuse_phases_of_lists(model, {name: linears[name] for name in phases}, phases)
     return plan
@@ -295,7 +300,8 @@ def _inputs_noted(linears: Mapping[str, nn.Linear], note: Callable[[str, torch.T
 
 
 def _run(model: PreTrainedModel, batch: int, tokens: int) -> None:
-    densely: Any = model.dense() if isinstance(model, NMSparseForCausalLM) else nullcontext()
+    sparse: Any = model if hasattr(model, "nm_modules") else None
+    densely = nullcontext() if sparse is None else sparse.dense()
     with torch.no_grad(), densely:
         ids = torch.zeros(batch, tokens, dtype=torch.long, device=model.device)
         model.base_model(input_ids=ids, use_cache=False)

@@ -2,18 +2,17 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nm_export.batches import read_tokens
 from nm_export.calibration import calibrate
-from nm_export.calibration.allocation import allocate, measure_damage
+from nm_export.calibration.budget import choose_patterns
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.text import TokenSequences, read_sequences
-from nm_export.calibration.weight_pruning import keep_dense_weights
 from nm_export.digests import digest
 from nm_export.errors import UserError
 from nm_export.evaluation import perplexity, torch_logits
@@ -24,14 +23,9 @@ from nm_export.modeling import NMSparseForCausalLM
 from nm_export.parameters import load_parameters, save_parameters
 from nm_export.plan import Plan, make_plan
 from nm_export.recipe import LearningText, Recipe
-from nm_export.recipe.patterns import saved_share
 from nm_export.sources import OpenSource, load_model
 from nm_export.stages import Stages
 from nm_export.whole_file import write_whole
-
-ALLOCATION_WINDOWS, ALLOCATION_WINDOW = 4, 256
-"""Windows of calibration text, and tokens in each, on which the damage of pruning is measured for a budget."""
-
 
 _ELEMENTS = 1 << 22  # of a weight that are looked at together
 
@@ -148,9 +142,18 @@ class Prepared:
         else:
             dense = self._dense
             with self._stages.stage("allocate", f"Choosing modules for a budget of {budget:.0%}"):
-                chosen = _allocate(dense, self.plan, self._recipe, self.calibration_text, self._processes)
+                chosen = self._patterns(dense)
             self._keep("allocate", read, "patterns.json", lambda path: write_whole(path, json.dumps(chosen)), chosen)
         self.plan = self.plan.with_patterns(chosen)
+
+    def _patterns(self, dense: Any) -> dict[str, str | None]:
+        ids, settings = self.calibration_text.input_ids, self._recipe.calibration
+
+        def fill(sparse: Any) -> None:
+            calibrate(sparse, ids, settings.batch_size, block_by_block=settings.block_by_block)
+
+        tokens = read_tokens(ids, "calibrate")
+        return choose_patterns(dense, self.plan, self._recipe.sparsity, tokens, fill, self._processes)
 
     def _calibrate(self) -> None:
         read = self._read("calibrate")
@@ -228,30 +231,6 @@ def prepare(
     prepared = Prepared(recipe, material or Material(recipe, stages), stages, processes)
     prepared.make(checkpoint_dir)
     return prepared
-
-
-def _allocate(
-    model: Any, plan: Plan, recipe: Recipe, text: TokenSequences, processes: Processes
-) -> dict[str, str | None]:
-    """Choose patterns under the recipe's budget; the dense model is as it was."""
-    sparsity = recipe.sparsity
-    assert sparsity.budget is not None
-    sparse = NMSparseForCausalLM.from_dense(model, plan.sparsity())
-    keep_dense_weights(sparse)  # a later stage starts from the dense model again
-    by_block = recipe.calibration.block_by_block
-    calibrate(sparse, text.input_ids, recipe.calibration.batch_size, block_by_block=by_block)
-    length = min(ALLOCATION_WINDOW, text.input_ids.shape[1])
-    windows = text.input_ids[:ALLOCATION_WINDOWS, :length]
-    damages = measure_damage(sparse, windows, sparsity.budget_patterns or (sparsity.pattern,))
-    # every process goes by the first one's numbers: a last bit must not give them different models
-    first = processes.gather(torch.tensor([list(damage.kl.values()) for damage in damages]).double().flatten())[0]
-    rows = first.reshape(len(damages), -1).tolist()
-    damages = [replace(d, kl=dict(zip(d.kl, row, strict=True))) for d, row in zip(damages, rows, strict=True)]
-    chosen = allocate(
-        damages, sparsity.budget * saved_share(sparsity.pattern), sum(linear.macs for linear in plan.linears)
-    )
-    sparse.to_dense()
-    return dict(chosen)
 
 
 def learning_text(recipe: Recipe) -> LearningText:

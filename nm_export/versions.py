@@ -26,3 +26,8 @@ def installed_versions(packages: Iterable[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def own_version() -> str:
+    """Return the version of this package; that of a checkout which nothing has installed is not known."""
+    return installed_versions(["nm_export"]).get("nm_export", "unknown")

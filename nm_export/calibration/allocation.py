@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nm_export.batches import Tokens
 from nm_export.errors import UserError
 from nm_export.modeling.modeling_nm_sparse import group_size
 from nm_export.progress import track
@@ -42,13 +43,14 @@ class GroupDamage:
 
 
 def measure_damage(
-    model: Any, sequences: Tensor, patterns: Sequence[str] = PATTERNS, probe: str | None = None
+    model: Any, sequences: Tensor | Tokens, patterns: Sequence[str] = PATTERNS, probe: str | None = None
 ) -> list[GroupDamage]:
     """Measure each input group of a calibrated sparse model: one forward pass a group and window.
 
     Args:
         model: `NMSparseForCausalLM`; patterns are tried in place and restored.
-        sequences: token ids, int64 `[windows, length]`. Two to four windows of 256 tokens are enough to rank groups.
+        sequences: token ids, int64 `[windows, length]`, or of several lengths. Two to four windows of 256 tokens are
+            enough to rank groups.
         patterns: what a group may get, as in a recipe.
         probe: pattern that is measured end to end, the middle one of `patterns` when left out; the others follow from
             their output errors.
@@ -174,7 +176,7 @@ def _pruned(modules: Sequence[Any], pattern: str) -> Iterator[None]:
 
 
 def _output_errors(
-    model: Any, sequences: Tensor, groups: Sequence[tuple[str, ...]], patterns: Sequence[str]
+    model: Any, sequences: Tensor | Tokens, groups: Sequence[tuple[str, ...]], patterns: Sequence[str]
 ) -> dict[tuple[str, ...], dict[str, float]]:
     """Squared output error of each group at each pattern, summed over tokens, on the dense model's inputs."""
     modules = model.nm_modules()

@@ -6,7 +6,7 @@ to prove itself end to end on text that the biases were not fitted on.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nm_export.batches import Tokens, read_tokens
 from nm_export.calibration.offload import placed, weights_at_hand
 from nm_export.progress import track
 
@@ -21,7 +22,7 @@ SEQUENCES = 24
 """Sequences that are looked at: two thirds to fit biases, all in memory at once, one third to judge them."""
 
 
-def calibrate_bias(model: Any, names: list[str], sequences: Tensor) -> list[str]:
+def calibrate_bias(model: Any, names: list[str], sequences: Any) -> list[str]:
     """Fit the `nm_bias` of some linears of a sparse model and keep those that bring it closer to the dense one.
 
     Linears are judged by kind (the last part of their names) and kinds are accepted greedily, the best alone first. A
@@ -31,7 +32,7 @@ def calibrate_bias(model: Any, names: list[str], sequences: Tensor) -> list[str]
     Args:
         model: `NMSparseForCausalLM`, otherwise calibrated.
         names: its linears that may have a bias.
-        sequences: token ids, int64 `[samples, length]`; the first `SEQUENCES` are used.
+        sequences: token ids, as in `calibrate`; the first `SEQUENCES` are used.
 
     Returns:
         The kinds that have a bias now, in the order in which they were accepted.
@@ -39,14 +40,12 @@ def calibrate_bias(model: Any, names: list[str], sequences: Tensor) -> list[str]
     linears = {name: linear for name, linear in model.nm_modules().items() if name in set(names)}
     for linear in linears.values():
         linear.nm_bias.zero_()
-    used = sequences[:SEQUENCES]
+    used = read_tokens(sequences, "calibrate_bias")[:SEQUENCES]
     judges = len(used) // 3
     if judges == 0:
         return []
     with torch.inference_mode():
-        fitted = {name: torch.zeros_like(linear.nm_bias) for name, linear in linears.items()}
-        with _fitting(linears, fitted, len(used) - judges):
-            model.base_model(input_ids=placed(model, used[:-judges]), use_cache=False)
+        fitted = _fit(model, linears, used[:-judges])
         kinds: dict[str, list[str]] = defaultdict(list)
         for name in linears:
             kinds[name.rpartition(".")[2]].append(name)
@@ -83,7 +82,12 @@ def robust_bias(fitted: Tensor, held_out: Tensor) -> Tensor:
     """
     limit = fitted.norm(dim=-1).median()
     bias = _shortened(fitted, limit).mean(dim=0, dtype=torch.float64)
-    gain = 2 * bias * _shortened(held_out, limit).sum(dim=0, dtype=torch.float64) - len(held_out) * bias.square()
+    return _where_it_helps(bias, _shortened(held_out, limit).sum(dim=0, dtype=torch.float64), len(held_out))
+
+
+def _where_it_helps(bias: Tensor, errors: Tensor, tokens: int) -> Tensor:
+    """The bias of outputs where it lowers the squared error of tokens whose shortened errors have this sum."""
+    gain = 2 * bias * errors - tokens * bias.square()
     return torch.where(gain > 0, bias, 0.0).float()
 
 
@@ -91,22 +95,61 @@ def _shortened(errors: Tensor, limit: Tensor) -> Tensor:
     return errors * (limit / errors.norm(dim=-1, keepdim=True)).clamp(max=1.0).nan_to_num(1.0)
 
 
-@contextmanager
-def _fitting(linears: Mapping[str, Any], fitted: dict[str, Tensor], sequences: int) -> Iterator[None]:
-    """Within the block, a forward pass over so many sequences fits each linear on the sparse model's own inputs.
+def _fit(model: Any, linears: Mapping[str, Any], tokens: Tokens) -> dict[str, Tensor]:
+    """The robust bias of each linear on the sparse model's own inputs; every second sequence is held out."""
+    fitted = {name: torch.zeros_like(linear.nm_bias) for name, linear in linears.items()}  # of experts never called
+    if tokens.are_of_one_length:  # in one pass, which holds the errors of one linear at a time
 
-    Every second sequence of the batch is held out; of an expert's tokens every second one.
-    """
+        def fit(name: str, errors: Tensor) -> None:
+            if errors.dim() > 2 or len(errors) % len(tokens) == 0:  # else some tokens, those of an expert
+                errors = errors.reshape(len(tokens), -1, errors.shape[-1])
+            if errors.numel():
+                fitted[name] = robust_bias(errors[0::2].flatten(0, -2), errors[1::2].flatten(0, -2))
+
+        with _errors_to(fit, linears):
+            model.base_model(input_ids=placed(model, torch.stack(tokens.rows)), use_cache=False)
+        return fitted
+
+    lengths: dict[str, list[Tensor]] = defaultdict(list)
+    _read(model, linears, tokens.rows[0::2], lambda name, errors: lengths[name].append(errors.norm(dim=-1)))
+    limits = {name: torch.cat(parts).median() for name, parts in lengths.items()}
+    seen, unseen = (_shortened_sums(model, linears, tokens.rows[part::2], limits) for part in (0, 1))
+    for name, (total, count) in seen.items():
+        fitted[name] = _where_it_helps(total / count, *unseen.get(name, (torch.zeros_like(total), 0)))
+    return fitted
+
+
+def _shortened_sums(
+    model: Any, linears: Mapping[str, Any], rows: Sequence[Tensor], limits: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, int]]:
+    """Sum and number of the shortened errors of each linear; of those that have a limit."""
+    sums: dict[str, tuple[Tensor, int]] = {}
+
+    def add(name: str, errors: Tensor) -> None:
+        if name in limits:
+            total, count = sums.get(name, (0, 0))
+            sums[name] = total + _shortened(errors, limits[name]).sum(dim=0, dtype=torch.float64), count + len(errors)
+
+    _read(model, linears, rows, add)
+    return sums
+
+
+def _read(model: Any, linears: Mapping[str, Any], rows: Sequence[Tensor], take: Callable[[str, Tensor], None]) -> None:
+    """Let the model read sequences one at a time, and hand over the errors of each linear, `[T, O]`."""
+    with _errors_to(lambda name, errors: take(name, errors.flatten(0, -2)), linears):
+        for row in rows:
+            model.base_model(input_ids=placed(model, row.unsqueeze(0)), use_cache=False)
+
+
+@contextmanager
+def _errors_to(take: Callable[[str, Tensor], None], linears: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block, hand over the errors of each linear, dense minus sparse outputs, float32 `[..., T, O]`."""
 
     def hook_for(name: str) -> Any:
         def hook(linear: Any, args: tuple[Tensor, ...], sparse: Tensor) -> None:
             with weights_at_hand([linear]):  # an offloaded weight is gone again after the product
                 dense = F.linear(args[0], linear.weight, linear.bias)
-            errors = dense.float() - sparse.float()
-            if errors.dim() > 2 or len(errors) % sequences == 0:  # else some tokens, those of an expert
-                errors = errors.reshape(sequences, -1, errors.shape[-1])
-            if errors.numel():
-                fitted[name] = robust_bias(errors[0::2].flatten(0, -2), errors[1::2].flatten(0, -2))
+            take(name, dense.float() - sparse.float())
 
         return hook
 
@@ -118,13 +161,13 @@ def _fitting(linears: Mapping[str, Any], fitted: dict[str, Tensor], sequences: i
             hook.remove()
 
 
-def _divergence(model: Any, sequences: Tensor) -> float:
+def _divergence(model: Any, tokens: Tokens) -> float:
     """Mean KL(dense || sparse) in nats for one token."""
     total = 0.0
-    for row in sequences:  # one at a time: the logits of many would take more memory than the model
+    for row in tokens:  # one at a time: the logits of many would take more memory than the model
         ids = placed(model, row.unsqueeze(0))
         with model.dense():
             dense = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
         sparse = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
         total += float(F.kl_div(sparse, dense, reduction="sum", log_target=True))
-    return total / sequences.numel()
+    return total / tokens.count

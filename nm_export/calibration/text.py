@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nm_export.arguments import named
 from nm_export.calibration.documents import BUILTIN, load_text
 from nm_export.errors import UserError
 from nm_export.recipe import TextSection
@@ -49,6 +50,10 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
     beginning-of-sequence token, every sequence starts with it: such models have seen nothing else in training.
     Raises UserError with the counts when there is too little text.
     """
+    if not isinstance(section, TextSection):
+        raise UserError(f"token_sequences takes a tokenizer and a CalibrationSection, not {named(section)}.")
+    if not callable(tokenizer):
+        raise UserError(f"token_sequences takes a tokenizer of transformers, not {named(tokenizer)}.")
     prefix = beginning_of_text(tokenizer)
     body = section.sequence_length - len(prefix)
     needed = _needed(section, prefix)

@@ -11,7 +11,8 @@ import yaml
 
 from nm_export.errors import UserError
 from nm_export.modeling.configuration_nm_sparse import SCHEME_DEFAULTS
-from nm_export.recipe import Recipe, load_recipe
+from nm_export.recipe import Recipe
+from nm_export.recipe.reading import recipe_of_folder
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Facts:
         return self.base_id or (source if source.startswith("sample:") else Path(source).name)
 
     @property
+    def from_recipe(self) -> bool:
+        """Whether a run of the recipe made the folder; else the recipe describes what was made in Python."""
+        return "made_by" not in self.provenance
+
+    @property
     def with_onnx(self) -> bool:
         """Whether the folder holds an ONNX model."""
         return bool(self.numbers.get("onnx"))
@@ -87,7 +93,7 @@ def read_facts(folder: Path, *, name: str, repository: str, own_text: str | None
         sparsity={**sparsity, "schemes": [SCHEME_DEFAULTS | scheme for scheme in sparsity["schemes"]]},
         base_weights=config.get("base_weights"),
         numbers=_read(folder / "measurements.json", "verification"),
-        recipe=load_recipe(folder / "recipe.yaml"),
+        recipe=recipe_of_folder(folder),
         code_sha256={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.py"))},
         own_text=own_text,
     )

@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from nm_export.benchmark.model import ModelBenchmark
+from nm_export.calibration.custom_scores import is_custom
 from nm_export.calibration.documents import BUILTIN
 from nm_export.card.facts import Facts
 from nm_export.card.grid import make_grid
@@ -76,9 +77,14 @@ def _introduction(facts: Facts) -> str:
     )
     if rewritten:
         text += f"{len(rewritten)} weights differ from the base model's (`config.json` lists them under `rewritten`)."
-    else:
+    elif facts.from_recipe:
         text += (
             "All weights are the base model's own, bit for bit, and `model.set_sparsity(False)` is that model again."
+        )
+    else:
+        text += (
+            "It was made in Python from a model in memory, whose weights these are; `model.set_sparsity(False)` is "
+            "that model again."
         )
     text += _in_short(facts)
     if not facts.numbers["verification"]:
@@ -124,7 +130,7 @@ def _quality(facts: Facts, pictures: Mapping[str, str]) -> Iterator[str]:
     yield "## Quality"
     texts, tasks, written = text_rows(facts.numbers), task_rows(facts.numbers), written_rows(facts.numbers)
     if not texts and not tasks:
-        yield "Quality was not measured (`evaluation.enabled` was off)."
+        yield f"Quality was not measured{' (`evaluation.enabled` was off)' if facts.from_recipe else ''}."
     if texts:
         yield text_table(texts)
     if written:
@@ -223,10 +229,16 @@ def _done(facts: Facts) -> Iterator[str]:
     if dense:
         yield f"Dense as before: {counted_kinds(dense)}, the embeddings and the output layer."
     calibration = facts.recipe.calibration
-    yield (
-        f"Calibrated on {calibration.num_samples} sequences of {calibration.sequence_length} tokens of "
-        f"{text_name(calibration.dataset)} ({calibration.split})."
-    )
+    if facts.from_recipe:
+        yield (
+            f"Calibrated on {calibration.num_samples} sequences of {calibration.sequence_length} tokens of "
+            f"{text_name(calibration.dataset)} ({calibration.split})."
+        )
+    else:
+        yield "Made in Python; the texts that it has seen were not written down."
+    custom = sorted({s["score"].removeprefix("custom:") for s in facts.sparsity["schemes"] if is_custom(s["score"])})
+    if custom:
+        yield f"Scores of the author's own, one number for each input channel: {', '.join(custom)}."
     yield from _learning(facts.numbers.get("learning"))
 
 
@@ -248,7 +260,7 @@ def _verification(facts: Facts) -> Iterator[str]:
     report = facts.numbers["verification"]
     yield "## Verification"
     if not report:
-        yield "None: `verify.enabled` was off."
+        yield "None: `verify.enabled` was off." if facts.from_recipe else "None: nothing has compared this folder yet."
         return
     yield verification_table(report)
     yield (
@@ -273,7 +285,9 @@ def _limits(facts: Facts) -> Iterator[str]:
         f"Quality was measured on {measured} only." if measured else "Quality was not measured.",
         "Expect free generation to suffer more than perplexity and multiple choice: these read a given text, a model "
         f"that generates reads its own, errors included. {written} Measure the task that you want it for.",
-        "The sparsity was calibrated on one text (What was done); other languages and subjects may lose more.",
+        "The sparsity was calibrated on one text (What was done); other languages and subjects may lose more."
+        if facts.from_recipe
+        else "Languages and subjects that it was not calibrated on may lose more.",
         "Everything that limits the base model limits this one.",
     ]
     if facts.with_onnx:
@@ -295,10 +309,16 @@ def _origin(facts: Facts) -> Iterator[str]:
     url = project_url()
     of_the_project = f" ([nm_export]({url}))" if url else ""
     versions = ", ".join(f"{package} {version}" for package, version in facts.provenance["versions"].items())
-    yield (
-        f"Made by `nm-export recipe.yaml`{of_the_project} with {versions}. `nm_export.json` names the base model's "
-        "files and the texts by hash, `measurements.json` holds all numbers. The recipe, without what is default:"
-    )
+    if facts.from_recipe:
+        yield (
+            f"Made by `nm-export recipe.yaml`{of_the_project} with {versions}. `nm_export.json` names the base model's "
+            "files and the texts by hash, `measurements.json` holds all numbers. The recipe, without what is default:"
+        )
+    else:
+        yield (
+            f"Made in Python and written by `nm_export.save`{of_the_project} with {versions}. `measurements.json` "
+            "holds all numbers. The schemes as a recipe, without what is default:"
+        )
     recipe = facts.short_recipe.strip()
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe))])
     yield f"{fence}yaml\n{recipe}\n{fence}"

@@ -204,7 +204,8 @@ def _read_evaluation(path: Path, facts: Facts) -> dict[str, Any]:
         if content["dense"] is None:
             raise UserError(f"{path} holds no dense model's numbers; measure again with --against.")
         same = measured.get("recipe_sha256") == facts.provenance["recipe_sha256"]
-        if not same or measured["base_model"]["weights_sha256"] != facts.provenance["base_model"]["weights_sha256"]:
+        own = facts.provenance["base_model"].get("weights_sha256")  # not known of models that were made in Python
+        if not same or measured["base_model"].get("weights_sha256") != own:
             raise UserError(f"{path} measures another model ({measured['source']}); evaluate this folder.")
         entry = {key: content[key] for key in ("texts", "tasks", "limit", "seed", "versions")}
         entry["model"] = {key: measured[key] for key in ("backend", "recipe_sha256")}

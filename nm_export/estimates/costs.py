@@ -8,9 +8,9 @@ measured runs of SmolLM2-135M and of tiny models.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from nm_export.calibration.budget import ALLOCATION_WINDOW, ALLOCATION_WINDOWS
 from nm_export.estimates.rates import Rates
 from nm_export.estimates.shapes import Shapes
-from nm_export.preparation import ALLOCATION_WINDOW, ALLOCATION_WINDOWS
 from nm_export.recipe import Recipe, TextSection
 
 REFERENCE = 33e9

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nm_export.arguments import require_sparse
+from nm_export.batches import check_vocabulary, read_tokens
 from nm_export.progress import track
 
 
@@ -47,7 +49,7 @@ class LayerScores:
         return asdict(self)
 
 
-def score_layers(model: Any, windows: Tensor, description: str = "Measuring layers") -> LayerScores:
+def score_layers(model: Any, windows: Any, description: str = "Measuring layers") -> LayerScores:
     """Measure every pruned linear on the inputs that it gets in the sparse model.
 
     All of them prune, whatever their phase, so that linears that prune single tokens only are measured too, on tokens
@@ -55,9 +57,14 @@ def score_layers(model: Any, windows: Tensor, description: str = "Measuring laye
 
     Args:
         model: an `NMSparseForCausalLM`.
-        windows: token ids, int64 `[windows, length]`.
+        windows: token ids, int64 `[windows, length]` or whatever else `nm_export.batches.read_tokens` takes.
         description: label of the progress bar.
+
+    Raises:
+        UserError: the model is not sparse, or there are no tokens.
     """
+    require_sparse(model, "score_layers")
+    tokens = check_vocabulary(read_tokens(windows, "score_layers"), model, "score_layers")
     sums = {name: torch.zeros(4, dtype=torch.float64, device=model.device) for name in model.nm_modules()}
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
@@ -71,7 +78,7 @@ def score_layers(model: Any, windows: Tensor, description: str = "Measuring laye
     hooks = [module.register_forward_hook(note(name)) for name, module in model.nm_modules().items()]
     try:
         with torch.inference_mode():
-            for row in track(windows, description, total=len(windows)):
+            for row in track(tokens, description, total=len(tokens)):
                 model.base_model(input_ids=row.unsqueeze(0).to(model.device), use_cache=False)
     finally:
         for handle in hooks:
@@ -84,7 +91,7 @@ def score_layers(model: Any, windows: Tensor, description: str = "Measuring laye
             modules[name] = _score(sums[name].tolist(), module.phase)
         elif isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
             modules[name] = LayerScore(None, None, "weights" if name in weights else "dense")
-    return LayerScores(modules, windows.numel())
+    return LayerScores(modules, tokens.count)
 
 
 def _measured(module: Any, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:

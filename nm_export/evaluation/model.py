@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nm_export.arguments import named, require_count
 from nm_export.calibration.documents import BUILTIN
 from nm_export.errors import UserError
 from nm_export.evaluation.generation_scores import GRAM, evaluate_generation
@@ -28,8 +29,8 @@ def evaluate(
     model: str | Path,
     *,
     against: str | Path | None = None,
-    texts: Sequence[str | Path] = (),
-    tasks: Sequence[str] = (),
+    texts: str | Path | Sequence[str | Path] = (),
+    tasks: str | Sequence[str] = (),
     backend: str = "torch",
     window: int = WINDOW,
     windows: int = WINDOWS,
@@ -50,8 +51,8 @@ def evaluate(
         model: see `open_model`.
         against: the dense model, opened in PyTorch; None takes what an exported folder names as its base model, if that
             can be loaded, and compares a dense model with nothing.
-        texts: see `read_windows`; without texts and tasks, `builtin:python-docs`.
-        tasks: see `load_tasks`, as are `include_path`, `task_data`, `limit` and `seed`.
+        texts: one or several, see `read_windows`; without texts and tasks, `builtin:python-docs`.
+        tasks: one or several, see `load_tasks`, as are `include_path`, `task_data`, `limit` and `seed`.
         backend: what runs `model`: `torch` or `onnx`.
         window: tokens in a window.
         windows: at most so many windows a text.
@@ -68,6 +69,21 @@ def evaluate(
     Raises:
         UserError: something that the user can correct.
     """
+    for name, given in (("model", model), ("against", against)):
+        if not isinstance(given, (str, Path)) and not (name == "against" and given is None):
+            raise UserError(
+                f"evaluate: {name} is {named(given)}; it takes a folder or a name. perplexity, divergence and "
+                "score_layers measure models in memory."
+            )
+    texts = (texts,) if isinstance(texts, (str, Path)) else texts
+    tasks = (tasks,) if isinstance(tasks, str) else tasks
+    for name, count in (("window", window), ("windows", windows), ("limit", limit), ("batch_size", batch_size)):
+        if count is not None:
+            require_count(count, name, "evaluate")
+    of_tasks = {"include_path": include_path, "task_data": task_data, "limit": limit, "seed": seed}
+    given_for_tasks = next((name for name, value in of_tasks.items() if value), None)
+    if given_for_tasks and not tasks:
+        raise UserError(f"evaluate: {given_for_tasks} is about tasks; name some.")
     if generate and (generate < GRAM or (tasks and not texts)):
         raise UserError(f"--generate writes at least {GRAM} tokens, after windows of a text; give more, and a --text")
     if not texts and not tasks:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nm_export.arguments import named
+from nm_export.batches import check_vocabulary, read_tokens
+from nm_export.errors import UserError
 from nm_export.progress import track
 
 Logits = Callable[[Tensor], Tensor]
@@ -33,7 +36,15 @@ class Divergence:
 
 
 def torch_logits(model: Any) -> Logits:
-    """Wrap a transformers causal language model for `perplexity` and `divergence`."""
+    """Wrap a causal language model, in PyTorch or ONNX Runtime, as a function from token ids to logits.
+
+    `perplexity` and `divergence` do it by themselves.
+
+    Raises:
+        UserError: it is no such model.
+    """
+    if not hasattr(model, "generate"):
+        raise UserError(f"torch_logits takes a causal language model, not {named(model)}.")
 
     def logits(ids: Tensor) -> Tensor:
         with torch.inference_mode():
@@ -43,51 +54,77 @@ def torch_logits(model: Any) -> Logits:
     return logits
 
 
-def perplexity(logits: Logits, sequences: Tensor, description: str = "Measuring perplexity") -> float:
-    """Return exp of the mean negative log-likelihood of every token but each window's first.
+def perplexity(model: Any, sequences: Any, description: str = "Measuring perplexity") -> float:
+    """Return exp of the mean negative log-likelihood of every token but each sequence's first.
 
     Args:
-        logits: the model.
-        sequences: token ids, int64 `[windows, length]`; every window is a context of its own.
+        model: a causal language model in PyTorch or ONNX Runtime, or a function from ids to logits such as
+            `torch_logits` gives.
+        sequences: token ids, int64 `[windows, length]` or whatever else `nm_export.batches.read_tokens` takes; every
+            sequence is a context of its own, and padding is not predicted.
         description: label of the progress bar.
+
+    Raises:
+        UserError: `model` is no model, or there are no tokens to predict.
     """
+    logits = _as_logits(model, "perplexity")
+    tokens = check_vocabulary(read_tokens(sequences, "perplexity", predicting=True), model, "perplexity")
     total = 0.0
-    for row in track(sequences, description, total=len(sequences)):
+    for row in track(tokens, description, total=len(tokens)):
         # the last position predicts a token that is not there
         predictions = logits(row.unsqueeze(0))[0, :-1].float()
-        total += float(F.cross_entropy(predictions, row[1:], reduction="none").sum(dtype=torch.float64))
-    return math.exp(total / (sequences.numel() - len(sequences)))
+        total += float(F.cross_entropy(predictions, row[1:].cpu(), reduction="none").sum(dtype=torch.float64))
+    return math.exp(total / tokens.predicted)
 
 
 def divergence(
-    reference: Logits, models: Mapping[str, Logits], sequences: Tensor, description: str = "Comparing"
+    reference: Any, models: Mapping[str, Any], sequences: Any, description: str = "Comparing"
 ) -> dict[str, Divergence]:
-    """Compare models with a reference on the same windows, one window at a time.
+    """Compare models with a reference on the same sequences, one sequence at a time.
 
     Args:
-        reference: the model that the others are measured against; it is itself in the result, as `reference`.
+        reference: the model that the others are measured against, as in `perplexity`; it is itself in the result, as
+            `reference`.
         models: further models by name.
-        sequences: token ids, int64 `[windows, length]`.
+        sequences: token ids, as in `perplexity`.
         description: label of the progress bar.
+
+    Raises:
+        UserError: something is no model, a model is called `reference`, or there are no tokens to predict.
     """
-    names = ["reference", *models]
+    if not isinstance(models, Mapping) or "reference" in models:
+        raise UserError('divergence takes further models by name, {"sparse": model}, and none is called "reference".')
+    asked = {"reference": _as_logits(reference, "divergence")}
+    asked |= {name: _as_logits(model, "divergence") for name, model in models.items()}
+    names = list(asked)
+    tokens = check_vocabulary(read_tokens(sequences, "divergence", predicting=True), reference, "divergence")
     sums = {name: torch.zeros(4, dtype=torch.float64) for name in names}
-    for row in track(sequences, description, total=len(sequences)):
-        expected = _log_probabilities(reference, row)
+    for ids in track(tokens, description, total=len(tokens)):
+        row = ids.cpu()
+        expected = _log_probabilities(asked["reference"], row)
         expected_nll, expected_top = _nll(expected, row), expected.argmax(-1)
         for name in names:
-            actual = expected if name == "reference" else _log_probabilities(models[name], row)
+            actual = expected if name == "reference" else _log_probabilities(asked[name], row)
             nll = _nll(actual, row)
             kl = F.kl_div(actual, expected, reduction="none", log_target=True).sum(-1)
             agrees = (actual.argmax(-1) == expected_top).double()
             terms = (nll, kl, agrees, (nll - expected_nll).abs())
             sums[name] += torch.stack([term.sum(dtype=torch.float64) for term in terms])
-    tokens = sequences.numel() - len(sequences)
     results = {}
     for name in names:
-        nll, kl, agrees, difference = (sums[name] / tokens).tolist()
+        nll, kl, agrees, difference = (sums[name] / tokens.predicted).tolist()
         results[name] = Divergence(math.exp(nll), max(kl, 0.0), agrees, difference)
     return results
+
+
+def _as_logits(model: Any, caller: str) -> Logits:
+    """What a caller gives as a model, as a function; models know how to `generate`, functions do not."""
+    if hasattr(model, "generate"):
+        return torch_logits(model)
+    if not callable(model) or isinstance(model, type):
+        raise UserError(f"{caller} takes a causal language model or what torch_logits gives, not {named(model)}.")
+    logits: Logits = model
+    return logits
 
 
 def _log_probabilities(logits: Logits, row: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nm_export.batches import read_tokens
 from nm_export.errors import UserError
 from nm_export.evaluation.estimate import Estimate, exponential, mean_estimate
 from nm_export.evaluation.quality import Logits
@@ -50,7 +51,7 @@ class TextScores:
 def evaluate_text(
     logits: Logits,
     dense_logits: Logits | None,
-    windows: Tensor,
+    windows: Any,
     *,
     batch_size: int = BATCH_SIZE,
     description: str = "Reading text",
@@ -60,15 +61,22 @@ def evaluate_text(
     Args:
         logits: the model, from ids int64 `[B, L]` to logits `[B, L, V]`.
         dense_logits: the dense model with the same vocabulary, or None. `RememberedLogits` makes it cheap to ask again.
-        windows: token ids, int64 `[windows, L]`, L >= 2; each window is a context of its own.
+        windows: token ids, int64 `[windows, L]`, L >= 2, or whatever else `nm_export.batches.read_tokens` takes, all of
+            one length: standard errors are those of equal windows. Each window is a context of its own.
         batch_size: windows in one forward pass; results differ by rounding only.
         description: label of the progress bar.
 
     Raises:
-        UserError: the two models have vocabularies of different sizes.
+        UserError: the two models have vocabularies of different sizes, or windows have different lengths.
     """
+    tokens = read_tokens(windows, "evaluate_text", predicting=True)
+    if not tokens.are_of_one_length:
+        raise UserError(
+            "evaluate_text was given windows of different lengths, and its standard errors are those of equal ones; "
+            "cut them alike, or use perplexity and divergence."
+        )
     rows: list[tuple[float, float, float, float]] = []
-    batches = windows.split(batch_size)
+    batches = tokens.split(batch_size)
     for batch in track(batches, description, total=len(batches)):
         actual = logits(batch)
         expected = None if dense_logits is None else dense_logits(batch)
@@ -81,12 +89,12 @@ def evaluate_text(
         for index, row in enumerate(batch):
             rows.append(_window(row, actual[index], None if expected is None else expected[index]))
     nll, dense_nll, kl, agreement = (list(column) for column in zip(*rows, strict=True))
-    scored = windows.numel() - len(windows)
+    scored = tokens.predicted
     perplexity = exponential(mean_estimate(nll))
     if dense_logits is None:
-        return TextScores(len(windows), scored, perplexity)
+        return TextScores(len(tokens), scored, perplexity)
     return TextScores(
-        len(windows),
+        len(tokens),
         scored,
         perplexity,
         dense_perplexity=exponential(mean_estimate(dense_nll)),

@@ -1,6 +1,6 @@
 """Training of sparsity parameters: shifts, scales, biases, residuals and low-rank updates of the weights."""
 
 from nm_export.learning.learn import learn
-from nm_export.learning.report import LearningReport
+from nm_export.learning.report import HeldOut, LearningReport
 
-__all__ = ["LearningReport", "learn"]
+__all__ = ["HeldOut", "LearningReport", "learn"]

@@ -4,19 +4,21 @@ Both blocks get the same inputs, which have come through the sparse blocks befor
 and the inputs and targets of all sequences, on the model's own device for the batch at hand and on the host otherwise.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nm_export.batches import Tokens
 from nm_export.calibration.blocks import BlockCalls, decoder_blocks
 from nm_export.calibration.processes import Processes
 from nm_export.learning.agreement import load_everywhere, of_first
 from nm_export.learning.checkpoints import Checkpoints
 from nm_export.learning.optimiser import Optimiser
-from nm_export.learning.report import LearningReport
+from nm_export.learning.report import HeldOut, LearningReport
 from nm_export.learning.trainable import is_trainable, trainable
 from nm_export.modeling.modeling_nm_sparse import NMSparseLinear
 from nm_export.progress import steps as showing_steps
@@ -25,8 +27,8 @@ from nm_export.recipe import LearningSection
 
 def learn_blockwise(
     model: Any,
-    sequences: Tensor,
-    held_out: Tensor,
+    sequences: Tokens,
+    held_out: Tokens,
     section: LearningSection,
     *,
     checkpoints: Checkpoints,
@@ -39,8 +41,8 @@ def learn_blockwise(
 
     Args:
         model: calibrated sparse model.
-        sequences: token ids, int64 `[samples, length]`.
-        held_out: further sequences of the same length.
+        sequences: token sequences.
+        held_out: further ones.
         section: what to train, and how.
         checkpoints: blocks that an earlier run finished, and where to leave those of this one.
         processes: others that train the same model.
@@ -52,21 +54,22 @@ def learn_blockwise(
     modules = {name: block for name, (block, _) in blocks.items()}
     text = BlockCalls(model, modules, sequences.split(section.batch_size))
     held_text = BlockCalls(model, modules, held_out.split(section.batch_size))
+    batches = _numbered(sequences.batches(section.batch_size))
     losses: list[float] = []
-    results: dict[str, tuple[float, float, bool]] = {}
-    steps = section.epochs * (len(text.inputs) // section.gradient_accumulation)
+    results: dict[str, HeldOut] = {}
+    steps = section.epochs * (len(batches) // section.gradient_accumulation)
     with showing_steps("Learning", steps * sum(bool(linears) for _, linears in blocks.values())) as advance:
         for name, (block, linears) in blocks.items():
             saved = load_everywhere(checkpoints, name, processes) if linears else None
             if saved is not None:
                 block.load_state_dict(saved[0], strict=False)
-                results[name] = tuple(saved[1]["held_out"])
+                results[name] = HeldOut(*saved[1]["held_out"])
                 losses += saved[1]["losses"]
                 for _ in saved[1]["losses"]:
                     advance("done before")
             elif linears:
                 learner = _Block(model, name, block, linears, section, processes)
-                results[name] = learner.fit(text, held_text, advance)
+                results[name] = learner.fit(text, batches, held_text, advance)
                 losses += learner.losses
                 if processes.rank == 0:
                     checkpoints.save(name, learner.state(), {"losses": learner.losses, "held_out": results[name]})
@@ -101,8 +104,14 @@ class _Block:
         trained = weights if "weight" in self.section.parameters else set()
         return {key: value for key, value in self.block.state_dict().items() if ".nm_" in key or key in trained}
 
-    def fit(self, text: BlockCalls, held_out: BlockCalls, advance: Callable[[str], None]) -> tuple[float, float, bool]:
-        """Train; return the held-out loss before, after, and whether the training was kept."""
+    def fit(
+        self,
+        text: BlockCalls,
+        batches: Sequence[Sequence[tuple[int, float]]],
+        held_out: BlockCalls,
+        advance: Callable[[str], None],
+    ) -> HeldOut:
+        """Train; `batches` are the numbers of the text's calls, and the share of each in its batch."""
         section = self.section
         with self.model.dense():
             targets = text.outputs(self.name, self.block)
@@ -111,14 +120,15 @@ class _Block:
         with trainable(
             self.block, self.linears, section.parameters, weight_rank=section.weight_rank, seed=section.seed
         ) as leaves:
-            steps = list(self._steps(len(text)))
+            steps = list(self._steps(len(batches)))
             optimiser = Optimiser(leaves, section, len(steps), self.processes)
-            for batches in steps:
+            for step in steps:
                 loss = torch.zeros(1, dtype=torch.float64)
-                for index in batches[self.processes.rank :: self.processes.count]:
-                    part = self._loss(text, index, targets[index]) / len(batches)
-                    part.backward()
-                    loss += part.detach().double().cpu()
+                for batch in step[self.processes.rank :: self.processes.count]:
+                    for index, share in batches[batch]:
+                        part = self._loss(text, index, targets[index]) * share / len(step)
+                        part.backward()
+                        loss += part.detach().double().cpu()
                 optimiser.step()
                 self.losses.append(float(self.processes.gather(loss).sum()))
                 advance(f"{self.name} mse {self.losses[-1]:.3g}")
@@ -126,7 +136,7 @@ class _Block:
             kept = after < before
             if not kept:
                 leaves.reset()
-        return before, after, kept
+        return HeldOut(before, after, kept)
 
     def _steps(self, batches: int) -> Iterator[list[int]]:
         """The batches of each step; those of an epoch that do not fill a step are left out."""
@@ -148,8 +158,16 @@ class _Block:
     def _mean_loss(self, text: BlockCalls, targets: list[Tensor]) -> float:
         """Mean over all elements, whatever the sizes of the batches."""
         with torch.no_grad():
-            sums = [float(self._loss(text, index, target)) * len(target) for index, target in enumerate(targets)]
-        return sum(sums) / sum(len(target) for target in targets)
+            losses = [float(self._loss(text, index, target)) for index, target in enumerate(targets)]
+        length = targets[0].shape[1]  # windows of this length weigh 1
+        weights = [target.shape[0] * target.shape[1] / length for target in targets]
+        return sum(loss * weight for loss, weight in zip(losses, weights, strict=True)) / sum(weights)
+
+
+def _numbered(batches: Sequence[Sequence[Tensor]]) -> list[list[tuple[int, float]]]:
+    """The calls of each batch by their number among all, and the share of each in the tokens of its batch."""
+    number = itertools.count()
+    return [[(next(number), ids.numel() / sum(i.numel() for i in batch)) for ids in batch] for batch in batches]
 
 
 def _blocks(model: Any, section: LearningSection) -> dict[str, tuple[nn.Module, dict[str, NMSparseLinear]]]:

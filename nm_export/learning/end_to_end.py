@@ -1,18 +1,20 @@
 """Train sparsity parameters of all blocks at once, against the dense model's predictions or the text itself."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nm_export.batches import Tokens, read_tokens
 from nm_export.calibration.processes import Processes
 from nm_export.errors import UserError
 from nm_export.learning.agreement import load_everywhere, of_first
 from nm_export.learning.checkpoints import Checkpoints
 from nm_export.learning.divergence import divergence
 from nm_export.learning.optimiser import Optimiser
-from nm_export.learning.report import LearningReport
+from nm_export.learning.report import HeldOut, LearningReport
 from nm_export.learning.trainable import trainable
 from nm_export.progress import steps as showing_steps
 from nm_export.recipe import LearningSection
@@ -23,8 +25,8 @@ CHECKPOINT_STEPS = 20
 
 def learn_end_to_end(
     model: Any,
-    sequences: Tensor,
-    held_out: Tensor,
+    sequences: Tokens,
+    held_out: Tokens,
     section: LearningSection,
     *,
     checkpoints: Checkpoints,
@@ -37,8 +39,8 @@ def learn_end_to_end(
 
     Args:
         model: calibrated sparse model. The dense model that it is compared with is its own, with pruning off.
-        sequences: token ids, int64 `[samples, length]`.
-        held_out: further sequences of the same length.
+        sequences: token sequences.
+        held_out: further ones.
         section: what to train, and how.
         checkpoints: where to continue from, and what to leave for a later run.
         processes: others that train the same model.
@@ -50,7 +52,7 @@ def learn_end_to_end(
     batches = [
         batch
         for epoch in range(section.epochs)
-        for batch in _shuffled(sequences, section.seed + epoch).split(section.batch_size)
+        for batch in sequences.shuffled(section.seed + epoch).batches(section.batch_size)
     ]
     per_step = section.gradient_accumulation
     steps = len(batches) // per_step
@@ -69,9 +71,10 @@ def learn_end_to_end(
                 own = range(step * per_step, (step + 1) * per_step)[processes.rank :: processes.count]
                 loss = torch.zeros(1, dtype=torch.float64)
                 for index in own:
-                    part = _loss(model, batches[index], section) / per_step
-                    part.backward()
-                    loss += part.detach().double().cpu()
+                    for ids, share in _shares(batches[index], section):
+                        part = _loss(model, ids, section) * share / per_step
+                        part.backward()
+                        loss += part.detach().double().cpu()
                 optimiser.step()
                 losses.append(float(processes.gather(loss).sum()))
                 advance(f"{section.loss} {_recent(losses):.4f}")
@@ -81,7 +84,7 @@ def learn_end_to_end(
         kept = after < before
         if not kept:
             leaves.reset()
-    return LearningReport("end_to_end", losses, {"model": (before, after, kept)})
+    return LearningReport("end_to_end", losses, {"model": HeldOut(before, after, kept)})
 
 
 def _refuse_offloaded(model: Any) -> None:
@@ -93,11 +96,27 @@ def _refuse_offloaded(model: Any) -> None:
             )
 
 
-def evaluate(model: Any, held_out: Tensor, section: LearningSection) -> float:
+def evaluate(model: Any, held_out: Any, section: LearningSection) -> float:
     """Mean loss over held-out sequences, nats for one token."""
+    tokens = read_tokens(held_out, "learn", predicting=True)
+    batches = [ids for ids in tokens.split(section.batch_size) if _scored(ids, section)]
+    one = _scored(batches[0][:1], section)  # sequences of this length weigh 1
     with torch.no_grad():
-        losses = [float(_loss(model, batch, section)) * len(batch) for batch in held_out.split(section.batch_size)]
-    return sum(losses) / len(held_out)
+        losses = [float(_loss(model, ids, section)) * (_scored(ids, section) / one) for ids in batches]
+    return sum(losses) / sum(_scored(ids, section) / one for ids in batches)
+
+
+def _scored(ids: Tensor, section: LearningSection) -> int:
+    """Tokens that the loss is a mean over: of the text itself, all but the first of each sequence."""
+    return ids.numel() - (len(ids) if section.loss == "lm" else 0)
+
+
+def _shares(batch: Sequence[Tensor], section: LearningSection) -> Iterator[tuple[Tensor, float]]:
+    """The tensors of a batch, and the share of each in its loss."""
+    total = sum(_scored(ids, section) for ids in batch)
+    for ids in batch:
+        if _scored(ids, section):
+            yield ids, _scored(ids, section) / total
 
 
 def _loss(model: Any, ids: Tensor, section: LearningSection) -> Tensor:
@@ -110,10 +129,6 @@ def _loss(model: Any, ids: Tensor, section: LearningSection) -> Tensor:
     if section.loss == "kl":
         return divergence(logits, expected)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
-
-
-def _shuffled(sequences: Tensor, seed: int) -> Tensor:
-    return sequences[torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))]
 
 
 def _recent(losses: list[float], window: int = 10) -> float:

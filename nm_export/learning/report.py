@@ -1,7 +1,15 @@
 """What learning did."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class HeldOut(NamedTuple):
+    """Loss on held-out text before and after a training, and whether what was trained was kept."""
+
+    before: float
+    after: float
+    kept: bool
 
 
 @dataclass(frozen=True)
@@ -11,12 +19,12 @@ class LearningReport:
     Attributes:
         mode: blockwise or end_to_end.
         losses: of every step, in order; blockwise, of all blocks one after the other.
-        held_out: for the model or each block, the loss before, the loss after, and whether the training was kept.
+        held_out: for `model`, or each block by its name.
     """
 
     mode: str
     losses: list[float]
-    held_out: dict[str, tuple[float, float, bool]] = field(default_factory=dict)
+    held_out: dict[str, HeldOut] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -32,5 +40,7 @@ class LearningReport:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "LearningReport":
         """Make it again from what `to_dict` returned."""
-        held_out = {name: (part["before"], part["after"], part["kept"]) for name, part in values["held_out"].items()}
+        held_out = {
+            name: HeldOut(part["before"], part["after"], part["kept"]) for name, part in values["held_out"].items()
+        }
         return cls(values["mode"], values["losses"], held_out)

@@ -33,6 +33,7 @@ _WORDS = {
     "variance_correction": (False, True),
     "output_scale": (False, True),
 }
+_CUSTOM_SCORE = re.compile(r"custom:[\w.-]{1,64}", re.ASCII)
 _PATTERN = re.compile(r"\d{1,2}:\d{1,2}|\d{1,3}(\.\d{1,20})?%", re.ASCII)
 _LARGEST_RANK = 4096
 
@@ -78,6 +79,7 @@ def _check_sparsity(sparsity: Any) -> None:
         for key, words in _WORDS.items():
             value = scheme.get(key, SCHEME_DEFAULTS[key])
             known = isinstance(value, type(words[0])) and value in words
+            known = known or (key == "score" and isinstance(value, str) and bool(_CUSTOM_SCORE.fullmatch(value)))
             expect(known, f"{at}.{key}", f"one of {', '.join(map(str, words))}")
         rank = scheme.get("residual_rank", 0)
         expect(type(rank) is int and 0 <= rank <= _LARGEST_RANK, f"{at}.residual_rank", f"from 0 to {_LARGEST_RANK}")
@@ -95,10 +97,10 @@ class NMSparseConfig(PreTrainedConfig):
             * `version`: 1;
             * `schemes`: list of `pattern` ("8:16", or "50%" of all channels), `prune` (activations, weights),
               `grouping` (neighbours, strided), `score` (magnitude, weight_norm, clact, clact_noncausal, amber,
-              smoothquant), `score_exponent`, `shift` (none, dynamic_mean, dynamic_median, static_scalar,
-              static_channel, learned), `variance_correction`, `phase` (both, prefill, decode), `output_scale`,
-              `output_bias` (none, calibrated, learned), `residual_rank` and `modules`, the exact names of the linears
-              that follow the scheme; what is left out is `SCHEME_DEFAULTS`;
+              smoothquant, or custom:NAME, a vector that its author computed), `score_exponent`, `shift` (none,
+              dynamic_mean, dynamic_median, static_scalar, static_channel, learned), `variance_correction`, `phase`
+              (both, prefill, decode), `output_scale`, `output_bias` (none, calibrated, learned), `residual_rank` and
+              `modules`, the exact names of the linears that follow the scheme; what is left out is `SCHEME_DEFAULTS`;
             * `input_groups`: lists of module names that read the same input, score it alike and so share one selection;
             * `rewritten`: names of the base model's tensors that differ from the base model's.
         base_weights: where the weights are that the repository itself does not hold, see `reference_nm_sparse.py`;

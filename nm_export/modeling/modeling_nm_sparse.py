@@ -27,7 +27,7 @@ from transformers import (
     initialization,
 )
 
-from .configuration_nm_sparse import NMSparseConfig
+from .configuration_nm_sparse import SCHEME_DEFAULTS, NMSparseConfig
 from .reference_nm_sparse import changed_tensors, hub_options, joined_checkpoint, sample, samples_of
 
 SHIFT_MODES = {
@@ -497,8 +497,20 @@ class NMSparseLinear(nn.Linear):
         return (y.float() + self.residual(x, values, token_shift)).to(y.dtype)
 
     def extra_repr(self) -> str:
-        """Describe the linear and its pattern in `print(model)`."""
-        return f"{super().extra_repr()}, {self.n}:{self.m}, shift={self.shift}, phase={self.phase}"
+        """Describe the linear, its pattern and what differs from the defaults in `print(model)`."""
+        said = [super().extra_repr(), f"{self.n}:{self.m}"]
+        words = {"score": self.score, "shift": self.shift, "phase": self.phase}
+        said += [f"{key}={word}" for key, word in words.items() if word != SCHEME_DEFAULTS[key]]
+        rank = 0 if self.nm_residual_in is None else len(self.nm_residual_in)
+        flags = {
+            "grouping=strided": self.strided,
+            "variance_correction=True": self.variance_correction,
+            "output_scale=True": self.nm_scale is not None,
+            "output_bias": self.nm_bias is not None,
+            f"residual_rank={rank}": rank,
+            "enabled=False": not self.enabled,
+        }
+        return ", ".join([*said, *(text for text, holds in flags.items() if holds)])
 
 
 class _NMSparse(PreTrainedModel):

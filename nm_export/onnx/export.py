@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nm_export.arguments import require_folder, require_sparse
+from nm_export.calibration.budget import refuse_open_budget
 from nm_export.errors import UserError
 from nm_export.onnx.checking import check_graph
 from nm_export.onnx.exporters import choose_graph
@@ -14,7 +16,9 @@ from nm_export.onnx.pruned_inputs import pruned_inputs
 from nm_export.onnx.quantize import weight_format
 from nm_export.onnx.rewrite.quantized_product import check_width
 from nm_export.onnx.weight_error import QuantizationReport
+from nm_export.parameters import check_finite
 from nm_export.plan import refuse_phases_of_lists
+from nm_export.publishing.saved import record_verification
 from nm_export.versions import installed_versions
 
 if TYPE_CHECKING:
@@ -81,10 +85,18 @@ def export_onnx(
             part are added.
 
     Raises:
-        UserError: an architecture, score, opset or precision that cannot be exported; a package that is missing.
+        UserError: the model is not sparse, waits for a budget to be spent or holds parameters that are not finite;
+            there is no such folder; an architecture, score, opset or precision that cannot be exported; a package that
+            is missing.
         NMExportError: no exporter renders the model, or the result is not a valid ONNX file.
     """
-    target = Path(folder) / "onnx"
+    require_sparse(model, "export_onnx")
+    refuse_open_budget(model, "export_onnx")
+    check_finite(model)
+    folder = require_folder(folder, "export_onnx")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; save the model there first.")
+    target = folder / "onnx"
     format = weight_format(precision, block_size, symmetric)
     inputs = pruned_inputs(model)
     modules = model.nm_modules()
@@ -108,6 +120,7 @@ def export_onnx(
         if target.exists():
             target.replace(Path(scratch) / "previous")
         made.replace(target)
+    record_verification(folder, None)  # that of an earlier graph does not hold for this one
     return ExportResult(
         target / "model.onnx",
         len(inputs),

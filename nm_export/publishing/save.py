@@ -5,8 +5,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from nm_export.arguments import named, require_folder, require_sparse
+from nm_export.calibration.budget import refuse_open_budget
+from nm_export.errors import UserError
 from nm_export.finished import record_written
+from nm_export.parameters import check_finite
 from nm_export.publishing.folder import replacing
+from nm_export.publishing.saved import describe
+from nm_export.recipe import PublishSection
+from nm_export.recipe.reading import section_from_fields
 from nm_export.tokenizer_files import save_tokenizer
 
 
@@ -20,27 +27,42 @@ def save(
 ) -> Path:
     """Save a sparse model so that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` reloads it.
 
-    The folder appears whole or not at all.
+    All commands read the folder as they read one of a recipe: recipe.yaml in it describes the schemes, and the card
+    says what is known. `nm_export.verify` adds what it finds; without that the folder cannot be published. The folder
+    appears whole or not at all.
 
     Args:
         model: an `NMSparseForCausalLM`.
         folder: folder to write.
-        tokenizer: its tokenizer, saved beside it.
-        max_shard_size: largest safetensors file.
+        tokenizer: its tokenizer, saved beside it; without one the model can be loaded, and commands that read or write
+            text refuse the folder.
+        max_shard_size: largest safetensors file, for example "500MB".
         overwrite: whether an earlier export in `folder` may be replaced.
 
     Raises:
-        UserError: `folder` is in the way or cannot be written.
+        UserError: the model is not sparse, waits for a budget to be spent or holds parameters that are not finite;
+            `folder` is in the way or cannot be written.
     """
-    target = Path(folder).resolve()
+    require_sparse(model, "save")
+    refuse_open_budget(model, "save")
+    size = section_from_fields(PublishSection, {"max_shard_size": max_shard_size}, "save").max_shard_size
+    if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise UserError(f"save takes a tokenizer of transformers, not {named(tokenizer)}.")
+    target = require_folder(folder, "save").resolve()
     with replacing(target, overwrite=overwrite) as partial:
-        write_model(model, tokenizer, partial, max_shard_size)
+        write_model(model, tokenizer, partial, size)
+        describe(model, partial, target.name)
         record_written(partial, "save")
     return target
 
 
 def write_model(model: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path, max_shard_size: str) -> None:
-    """Write weights, configurations, remote code and tokenizer into an existing folder."""
+    """Write weights, configurations, remote code and tokenizer into an existing folder.
+
+    Raises:
+        UserError: a sparsity parameter is not finite.
+    """
+    check_finite(model)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)

@@ -3,12 +3,11 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from nm_export.recipe.sections import (
     BenchmarkSection,
@@ -20,14 +19,12 @@ from nm_export.recipe.sections import (
     Override,
     PublishSection,
     Scheme,
-    SchemeFields,
     Section,
     SparsitySection,
     VerifySection,
     is_a_place,
 )
 
-_SCHEME_FIELDS = tuple(SchemeFields.model_fields)
 _INHERITED_TEXT_FIELDS = ("dataset", "name", "text_column", "revision")
 
 
@@ -86,7 +83,22 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _what_is_learned_is_trained(self) -> Self:
+    def _scores_can_be_computed(self, info: ValidationInfo) -> Self:
+        if not _is_run(info):
+            return self
+        schemes: tuple[SparsitySection | Override, ...] = (self.sparsity, *self.sparsity.overrides)
+        for scheme in schemes:
+            if scheme.score is not None and scheme.score.startswith("custom:"):
+                raise ValueError(
+                    f"sparsity has the score {scheme.score}, which no recipe can compute; make such a model in Python, "
+                    "with sparsify and calibrate(scores=...)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_learned_is_trained(self, info: ValidationInfo) -> Self:
+        if not _is_run(info):
+            return self
         schemes: tuple[SparsitySection | Override, ...] = (self.sparsity, *self.sparsity.overrides)
         wanted = {
             key
@@ -144,43 +156,12 @@ class Recipe(Section):
         return self.evaluation.model_copy(update=inherited | explicit)
 
     def for_module(self, name: str) -> Scheme | None:
-        """Scheme of the linear layer called `name` (as in `model.named_modules()`), or None when it stays dense.
-
-        A module is pruned when a target matches and no ignore does; overrides then apply in order, field by field.
-        """
-        if not _matches(name, self.sparsity.targets) or _matches(name, self.sparsity.ignore):
-            return None
-        fields: dict[str, Any] = {field: getattr(self.sparsity, field) for field in _SCHEME_FIELDS}
-        dense = False
-        for override in self.sparsity.overrides:
-            if not _matches(name, override.modules):
-                continue
-            given = override.model_dump(exclude_none=True, exclude={"modules"})
-            dense = given.pop("dense", dense)
-            fields.update(given)
-        if dense:
-            return None
-        if fields["score"] != "weight_norm":
-            fields["score_exponent"] = 1.0  # unused there: schemes that prune alike must compare equal
-        return Scheme(**fields)
+        """Scheme of the linear layer called `name`, or None; see `SparsitySection.for_module`."""
+        return self.sparsity.for_module(name)
 
     def unmatched(self, names: Iterable[str]) -> list[str]:
-        """Wildcards that match none of `names` (every linear layer of the model), as `key path: "wildcard"`.
-
-        The default `ignore` is not reported: a model without an lm_head is no mistake.
-        """
-        names = list(names)
-        by_key: dict[str, Iterable[str]] = {"sparsity.targets": self.sparsity.targets}
-        if self.sparsity.ignore != SparsitySection().ignore:
-            by_key["sparsity.ignore"] = self.sparsity.ignore
-        for index, override in enumerate(self.sparsity.overrides):
-            by_key[f"sparsity.overrides[{index}].modules"] = override.modules
-        return [
-            f'{key}: "{wildcard}"'
-            for key, wildcards in by_key.items()
-            for wildcard in wildcards
-            if not any(fnmatchcase(name, wildcard) for name in names)
-        ]
+        """Wildcards that match none of `names`; see `SparsitySection.unmatched`."""
+        return self.sparsity.unmatched(names)
 
     @property
     def name(self) -> str:
@@ -236,5 +217,6 @@ def _changed_first(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str
     }
 
 
-def _matches(name: str, wildcards: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, wildcard) for wildcard in wildcards)
+def _is_run(info: ValidationInfo) -> bool:
+    """Whether the recipe is to be run; one that describes a model made in Python is not."""
+    return (info.context or {}).get("runs", True)

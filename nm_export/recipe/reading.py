@@ -2,25 +2,40 @@
 
 import difflib
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from nm_export.arguments import named
 from nm_export.errors import UserError
 from nm_export.recipe.model import Recipe
+from nm_export.recipe.sections import Section
 from nm_export.recipe.settings import Setting, apply_settings
 from nm_export.recipe.yaml_values import MAX_CHARACTERS, KeyPath, dotted, parse_yaml
 
+S = TypeVar("S", bound=Section)
 
-def load_recipe(path: str | Path, overrides: Sequence[str | Setting] = ()) -> Recipe:
+
+def load_recipe(path: str | Path, overrides: Sequence[str | Setting] = (), *, runs: bool = True) -> Recipe:
     """Read a recipe file and apply settings `key.path=value` (values in YAML) on top of it.
 
     A dataset that is set takes the place of the file's, with its subset, split, column and revision. Relative paths
-    inside the recipe are relative to the working directory. Raises UserError, one sentence naming file, line and key.
+    inside the recipe are relative to the working directory.
+
+    Args:
+        path: the file.
+        overrides: settings, in order.
+        runs: whether the recipe is to be run. One that describes a model made in Python may say what no run can do:
+            a score of the caller's own, or a learned parameter that the caller's own loop has trained.
+
+    Raises:
+        UserError: one sentence naming file, line and key.
     """
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"load_recipe takes the path of a recipe, not {named(path)}.")
     path = Path(path)
     origin = str(path)
     values, lines = parse_yaml(_read(path), origin)
@@ -28,7 +43,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str | Setting] = ()) -> Re
         raise UserError(f"{origin}: the file is empty; a recipe needs at least model.source")
     if not isinstance(values, dict):
         raise UserError(f"{origin}: a recipe is a mapping of sections (model:, sparsity:, ...), not {_kind(values)}")
-    return _validate(values, origin, lines, apply_settings(values, overrides))
+    return _validate(values, origin, lines, apply_settings(values, overrides), runs=runs)
+
+
+def recipe_of_folder(folder: Path) -> Recipe:
+    """Read the recipe of an exported or saved folder, which describes what is there. Raises as `load_recipe` does."""
+    return load_recipe(folder / "recipe.yaml", runs=False)
+
+
+def section_from_fields(section: type[S], fields: Mapping[str, Any], caller: str) -> S:
+    """Make a section of a recipe from keyword arguments of the function called `caller`.
+
+    Raises:
+        UserError: the sentence that a recipe file with these values would get.
+    """
+    try:
+        return section.model_validate(dict(fields))
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+    first, more = _worst(errors)
+    raise UserError(f"{caller}: {_sentence(first, tuple(first['loc']), section)}{more}")
 
 
 def recipe_from_settings(settings: Sequence[str | Setting]) -> Recipe:
@@ -65,15 +99,21 @@ def _read(path: Path) -> str:
         raise UserError(f"{path}: not a UTF-8 text file (byte {error.start}); is this the right file?") from error
 
 
-def _validate(values: dict[str, Any], origin: str, lines: dict[KeyPath, int], settings: dict[KeyPath, str]) -> Recipe:
+def _validate(
+    values: dict[str, Any],
+    origin: str,
+    lines: dict[KeyPath, int],
+    settings: dict[KeyPath, str],
+    *,
+    runs: bool = True,
+) -> Recipe:
     # An empty section (a header whose keys are all commented out) means its defaults.
     values = {key: {} if value is None and key in _SECTIONS else value for key, value in values.items()}
     try:
-        return Recipe.model_validate(values)
+        return Recipe.model_validate(values, context={"runs": runs})
     except ValidationError as error:
         errors = error.errors(include_url=False)
-    first = min(errors, key=lambda details: details["type"] != "extra_forbidden")
-    more = f" (and {len(errors) - 1} more to correct)" if len(errors) > 1 else ""
+    first, more = _worst(errors)
     path = tuple(first["loc"])
     # a setting is to blame for what it has set, and for what had to be made to hold it
     where = next((text for key, text in settings.items() if path[: len(key)] == key), None)
@@ -84,10 +124,16 @@ def _validate(values: dict[str, Any], origin: str, lines: dict[KeyPath, int], se
     raise UserError(f"{where}: {_sentence(first, path)}{more}")
 
 
-def _sentence(error: ErrorDetails, path: KeyPath) -> str:
+def _worst(errors: Sequence[ErrorDetails]) -> tuple[ErrorDetails, str]:
+    """The error to tell, and in brackets how many there are besides."""
+    first = min(errors, key=lambda details: details["type"] != "extra_forbidden")
+    return first, f" (and {len(errors) - 1} more to correct)" if len(errors) > 1 else ""
+
+
+def _sentence(error: ErrorDetails, path: KeyPath, root: type[BaseModel] = Recipe) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key {dotted(path)}{_nearest(str(path[-1]), _known_keys(path[:-1]))}"
+        return f"unknown key {dotted(path)}{_nearest(str(path[-1]), _known_keys(path[:-1], root))}"
     if kind == "missing":
         return f"{dotted(path)} is missing"
     if kind == "value_error":
@@ -113,9 +159,9 @@ def _nearest(word: str, known: Sequence[str], otherwise: str | None = None) -> s
     return f"; known keys are {', '.join(known)}" if otherwise is None else otherwise
 
 
-def _known_keys(path: KeyPath) -> list[str]:
+def _known_keys(path: KeyPath, root: type[BaseModel]) -> list[str]:
     """Keys that the section at `path` takes."""
-    section: type[BaseModel] = Recipe
+    section = root
     for part in path:
         if isinstance(part, str) and part in section.model_fields:
             section = _section_type(section.model_fields[part].annotation) or section

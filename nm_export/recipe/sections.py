@@ -4,8 +4,10 @@ The attribute docstrings are the reference: they become the descriptions in `doc
 """
 
 import re
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -13,18 +15,20 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     ValidationInfo,
     WithJsonSchema,
+    WrapValidator,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from nm_export.recipe.hub_words import check_language, check_license, check_model_id, check_repo_id
 from nm_export.recipe.patterns import check_pattern
 
 Prune = Literal["activations", "weights"]
 Grouping = Literal["neighbours", "strided"]
-Score = Literal["magnitude", "weight_norm", "clact", "clact_noncausal", "amber", "smoothquant"]
 Shift = Literal["none", "dynamic_mean", "dynamic_median", "static_scalar", "static_channel", "learned"]
 OutputBias = Literal["none", "calibrated", "learned"]
 Learnable = Literal["shift", "scale", "bias", "residual", "weight"]
@@ -34,6 +38,33 @@ Precision = Literal["fp32", "int8", "int4"]
 Exporter = Literal["auto", "builder", "generic"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Weights = Literal["full", "reference"]
+
+
+def _or_custom(score: Any, validate: Callable[[Any], Any]) -> Any:
+    if not isinstance(score, str) or not score.startswith("custom:"):
+        return validate(score)
+    if not re.fullmatch(r"custom:[\w.-]{1,64}", score, flags=re.ASCII):
+        raise ValueError(f"{score[:80]!r} is not custom:NAME with up to 64 letters, digits, _ . and -")
+    return score
+
+
+def _entries(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    # asked last: pydantic's own minimum counts entries that were refused, and finds a second fault in the first one
+    if values is not None and not values:
+        raise PydanticCustomError("too_short", "give at least one entry")
+    return values
+
+
+NotEmpty = AfterValidator(_entries)
+"""At least one entry."""
+_ONE_ENTRY = Field(json_schema_extra={"minItems": 1})
+
+Score = Annotated[
+    Literal["magnitude", "weight_norm", "clact", "clact_noncausal", "amber", "smoothquant"],
+    WrapValidator(_or_custom),
+    PlainSerializer(lambda score: score),
+]
+"""In Python also `custom:NAME`, a vector that the caller of `calibrate` computes; no recipe that is run can have it."""
 
 
 def _one_or_many(value: object) -> object:
@@ -122,7 +153,7 @@ class SchemeFields(Section):
     """What makes a channel worth keeping, |x| times: nothing (`magnitude`), the norm of the channel's weights
     (`weight_norm`) or of its standardised weights (`amber`), the channel's norm in calibration (`clact`) or among the
     tokens of the call, future ones too (`clact_noncausal`: as published, PyTorch only), or SmoothQuant's 1/s
-    (`smoothquant`)."""
+    (`smoothquant`). In Python also `custom:NAME`, a vector of your own."""
 
     score_exponent: Annotated[float, Field(ge=0, le=8)] = 1.0
     """Power to which `weight_norm` raises the norm. Other scores do not use it."""
@@ -219,7 +250,7 @@ class Override(Section):
 class SparsitySection(SchemeFields):
     """Which linear layers are pruned, and how."""
 
-    targets: Annotated[Wildcards, Field(min_length=1)] = ("*",)
+    targets: Annotated[Wildcards, NotEmpty, _ONE_ENTRY] = ("*",)
     """Shell wildcards of the modules to prune. `*` is every linear layer inside the decoder layers."""
 
     ignore: Wildcards = ("lm_head",)
@@ -232,13 +263,62 @@ class SparsitySection(SchemeFields):
     """Share of the decoder linears' multiply-accumulates to prune at `pattern`. Modules are chosen, and given a
     pattern each, by the damage that pruning them does to calibration text. Left out: every target is pruned."""
 
-    budget_patterns: Annotated[tuple[Pattern, ...], Field(min_length=1)] | None = None
+    budget_patterns: Annotated[tuple[Pattern, ...], NotEmpty, _ONE_ENTRY] | None = None
     """Patterns that the budget may choose from, at equal savings in all. Left out: `pattern` only."""
+
+    @model_validator(mode="after")
+    def _patterns_are_for_a_budget(self) -> Self:
+        if self.budget_patterns is not None and self.budget is None:
+            raise ValueError("budget_patterns are what a budget chooses from; give budget too, or pattern instead")
+        return self
 
     @field_validator("budget_patterns")
     @classmethod
     def _patterns_in_range(cls, patterns: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return None if patterns is None else tuple(check_pattern(pattern) for pattern in patterns)
+
+    def for_module(self, name: str) -> Scheme | None:
+        """Scheme of the linear layer called `name` (as in `model.named_modules()`), or None when it stays dense.
+
+        A module is pruned when a target matches and no ignore does; overrides then apply in order, field by field.
+        """
+        if not _matches(name, self.targets) or _matches(name, self.ignore):
+            return None
+        fields: dict[str, Any] = {field: getattr(self, field) for field in SchemeFields.model_fields}
+        dense = False
+        for override in self.overrides:
+            if not _matches(name, override.modules):
+                continue
+            given = override.model_dump(exclude_none=True, exclude={"modules"})
+            dense = given.pop("dense", dense)
+            fields.update(given)
+        if dense:
+            return None
+        if fields["score"] != "weight_norm":
+            fields["score_exponent"] = 1.0  # unused there: schemes that prune alike must compare equal
+        return Scheme(**fields)
+
+    def unmatched(self, names: Iterable[str]) -> list[str]:
+        """Wildcards that match none of `names` (every linear layer of the model), as `key path: "wildcard"`.
+
+        The default `ignore` is not reported: a model without an lm_head is no mistake.
+        """
+        names = list(names)
+        by_key: dict[str, Iterable[str]] = {"sparsity.targets": self.targets}
+        if self.ignore != SparsitySection.model_fields["ignore"].default:
+            by_key["sparsity.ignore"] = self.ignore
+        for index, override in enumerate(self.overrides):
+            by_key[f"sparsity.overrides[{index}].modules"] = override.modules
+        return [
+            f'{key}: "{wildcard}"'
+            for key, wildcards in by_key.items()
+            for wildcard in wildcards
+            if not any(fnmatchcase(name, wildcard) for name in names)
+        ]
+
+
+def _matches(name: str, wildcards: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, wildcard) for wildcard in wildcards)
 
 
 class TextSection(Section):
@@ -330,7 +410,7 @@ class LearningSection(Section):
     """`blockwise` fits the outputs of each block of the sparse model to those of the dense one, with inputs that come
     through the sparse blocks before it; `end_to_end` trains all blocks at once."""
 
-    parameters: Annotated[tuple[Learnable, ...], Field(min_length=1)] = ("shift", "scale", "bias")
+    parameters: Annotated[tuple[Learnable, ...], NotEmpty, _ONE_ENTRY] = ("shift", "scale", "bias")
     """What is trained, where a scheme has it: `shift` (per-channel ones), `scale`, `bias`, `residual`, and `weight`, an
     update of `weight_rank` that is added to the weights (they are listed as rewritten)."""
 
@@ -450,7 +530,7 @@ class BenchmarkSection(Section):
     """Measure it. Where onnxruntime-genai or the compiled operators are missing, a warning says so and nothing else
     changes."""
 
-    prompts: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (64, 256)
+    prompts: Annotated[tuple[Annotated[int, Field(ge=1)], ...], NotEmpty, _ONE_ENTRY] = (64, 256)
     """Lengths of prompt in tokens, which are the contexts of decoding."""
 
     new_tokens: Annotated[int, Field(ge=1)] = 24

@@ -17,14 +17,14 @@ from nm_export.evaluation.quality import Logits
 PERTURBATIONS = 3
 
 
-def rounding_floor(model: Any, sequences: Tensor) -> Divergence:
+def rounding_floor(model: Any, sequences: Any) -> Divergence:
     """Compare a sparse model with itself, rounded differently: the worst of each measure.
 
     The variants are eager instead of the current attention, and embeddings with another last bit, up or down by token.
 
     Args:
         model: an `NMSparseForCausalLM`.
-        sequences: token ids, int64 `[windows, length]`.
+        sequences: token ids, as in `divergence`.
 
     Returns:
         Largest KL and log-likelihood difference, smallest top-1 agreement; the perplexity is that of eager attention.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nm_export.batches import Tokens, read_tokens
 from nm_export.errors import NMExportError
 from nm_export.evaluation import Divergence, divergence, torch_logits
 from nm_export.memory import fits
@@ -29,7 +30,7 @@ _LIBRARY = {"onnx_kernel": True, "onnx_function": False}
 def verify(
     folder: Path,
     model: Any,
-    sequences: Tensor,
+    sequences: Any,
     *,
     output_tolerance: float = 1e-4,
     divergence_factor: float = 2.0,
@@ -40,7 +41,7 @@ def verify(
     Args:
         folder: published folder, with `onnx/model.onnx` if `onnx`.
         model: the calibrated `NMSparseForCausalLM`.
-        sequences: held-out token ids, int64 `[windows, length]`. Differences grow along a window, so that many short
+        sequences: held-out token ids, as in `nm_export.verify`. Differences grow along a window, so that many short
             ones measure them better than one long one.
         output_tolerance: largest difference of a module's outputs, relative to its largest output.
         divergence_factor: how many times the model's own rounding floor is accepted end to end.
@@ -50,7 +51,8 @@ def verify(
         NMExportError: names the first module or measure out of tolerance.
     """
     report = VerificationReport()
-    ids = sequences[:1, :MODULE_TOKENS]
+    tokens = read_tokens(sequences, "verify", predicting=True)
+    ids = tokens.rows[0][None, :MODULE_TOKENS]
     with plain_torch():  # what a reader without this package computes, and no code that the kernels share
         inputs = capture_inputs(model, ids)
         expected = record_modules(model, inputs)
@@ -62,7 +64,7 @@ def verify(
     if not report.reloaded_logits_equal:
         raise NMExportError(f"Verification failed: {folder}, reloaded, gives other logits than the calibrated model.")
     if onnx:
-        _verify_graph(report, folder, model, sequences, inputs, expected, output_tolerance, divergence_factor)
+        _verify_graph(report, folder, model, tokens, inputs, expected, output_tolerance, divergence_factor)
     return report
 
 
@@ -70,7 +72,7 @@ def _verify_graph(
     report: VerificationReport,
     folder: Path,
     model: Any,
-    sequences: Tensor,
+    sequences: Tokens,
     inputs: dict[str, Tensor],
     expected: dict[str, ModuleRecord],
     output_tolerance: float,
@@ -104,7 +106,7 @@ def _verify_onnx(
     report: VerificationReport,
     folder: Path,
     model: Any,
-    sequences: Tensor,
+    sequences: Tokens,
     inputs: dict[str, Tensor],
     expected: dict[str, ModuleRecord],
     output_tolerance: float,
@@ -113,7 +115,7 @@ def _verify_onnx(
     from nm_export.onnx.probe import run_probe
 
     path = folder / "onnx" / "model.onnx"
-    reference, prompt = torch_logits(model), sequences[:1, :MODULE_TOKENS]
+    reference, prompt = torch_logits(model), sequences.rows[0][None, :MODULE_TOKENS]
     expected_tokens = _greedy(model, prompt)
     for backend, library in _LIBRARY.items():
         both = [

@@ -95,13 +95,13 @@ def float_inputs(folder: Path) -> Iterator[Path]:
         yield target
 
 
-def against_dense(folder: Path, model: Any, sequences: Tensor) -> dict[str, Divergence]:
+def against_dense(folder: Path, model: Any, sequences: Any) -> dict[str, Divergence]:
     """Measure what quantization and sparsity cost, each alone and together, against the dense float model.
 
     Args:
         folder: published folder with a quantized graph.
         model: the calibrated `NMSparseForCausalLM`, with its own weights.
-        sequences: token ids, int64 `[windows, length]`.
+        sequences: token ids, as in `divergence`.
 
     Returns:
         `dense` (the reference), `dense_int4` (or int8; a graph of the dense model, of the same format), `sparse`, and

@@ -36,7 +36,7 @@ def results(processes: Processes) -> dict[str, Any]:
     for mode in MODES:
         trained = calibrated()
         report = learn(trained, SEQUENCES, section(mode, **SETTINGS), processes=processes)
-        found[mode] = {"losses": report.losses, "held_out": report.held_out, "parameters": state(trained)}
+        found[mode] = {"losses": report.losses, "held_out": report.to_dict()["held_out"], "parameters": state(trained)}
     return found
 
 

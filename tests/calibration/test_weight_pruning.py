@@ -7,13 +7,12 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from nm_export import NMSparseForCausalLM, UserError, sparsify
+from nm_export.batches import read_tokens
 from nm_export.calibration import weight_pruning
+from nm_export.calibration.budget import choose_patterns
 from nm_export.calibration.calibrate import calibrate
-from nm_export.calibration.processes import Processes
-from nm_export.calibration.text import TokenSequences
 from nm_export.calibration.weight_pruning import prune_weight_
 from nm_export.plan import make_plan
-from nm_export.preparation import _allocate
 from tests.tiny_models import dense_model, recipe, sparse_model, token_ids
 
 
@@ -108,6 +107,6 @@ def test_a_budget_starts_from_the_dense_model_again():
     made = recipe(budget=0.5, overrides=[{"modules": "*.up_proj", "prune": "weights"}])
     model = dense_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    text = TokenSequences(token_ids(4, 8), {})
-    _allocate(model, make_plan(model, made), made, text, Processes())
+    tokens = read_tokens(token_ids(4, 8), "test")
+    choose_patterns(model, make_plan(model, made), made.sparsity, tokens, lambda sparse: calibrate(sparse, tokens))
     assert same(model, before)
