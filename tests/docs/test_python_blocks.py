@@ -50,12 +50,13 @@ def variables(page: str, tiny_source: Path, exported: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, exported):
+def place(tmp_path, monkeypatch, exported, tiny_source):
     """A folder in which everything lies where the documentation says."""
     for name in ("output/smollm2-135m-8of16", "path/or/hub-id", "path/of/published/folder"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(exported, tmp_path / name)
     shutil.copytree(exported / "onnx", tmp_path / "onnx")
+    shutil.copytree(tiny_source, tmp_path / "my-finetune")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     (tmp_path / "model.onnx").write_bytes(nm_topk_model())
     (tmp_path / "wiki.valid.raw").write_text("".join(f"line {number} of a text\n" for number in range(2000)))
