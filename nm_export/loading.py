@@ -10,6 +10,7 @@ from nm_export.modeling import NMSparseForCausalLM
 from nm_export.publishing.base_weights import base_weights_of
 from nm_export.recipe import Recipe, load_recipe
 from nm_export.sources.checkpoint import stored_tensors, weight_files
+from nm_export.sources.checks import listed
 from nm_export.sources.config_file import check_config_file
 from nm_export.tokenizer_files import load_tokenizer
 
@@ -38,17 +39,27 @@ def load_sparse(folder: Path) -> Any:
     """Return the model of an exported folder, in evaluation mode; only a base model's weights may come from elsewhere.
 
     Raises:
-        UserError: the weights that the folder leaves to its base model cannot be had, or have changed.
+        UserError: the weights that the folder leaves to its base model cannot be had, or have changed; tensors are
+            missing, or have no place in the model.
         Exception: what transformers raises.
     """
+    options: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
     if base_weights_of(folder) is None:
         stored_tensors(weight_files(folder, str(folder)))
-        options = {"local_files_only": True, "use_safetensors": True}
-        return NMSparseForCausalLM.from_pretrained(folder, dtype="auto", **options).eval()
-    try:
-        return NMSparseForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True).eval()
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        model, report = NMSparseForCausalLM.from_pretrained(folder, local_files_only=True, **options)
+        surplus = report["unexpected_keys"]
+    else:
+        try:
+            model, report = NMSparseForCausalLM.from_pretrained(folder, **options)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        # the base model's files may hold what the model leaves out; a parameter of sparsity is never theirs
+        surplus = [name for name in report["unexpected_keys"] if ".nm_" in name]
+    problems = {"lacks": sorted(report["missing_keys"]), "holds, without a place for them,": sorted(surplus)}
+    for verb, names in problems.items():
+        if names:
+            raise UserError(f"{folder} {verb} the tensors {listed(names)}; write it again with nm-export.")
+    return model.eval()
 
 
 def check_exported(folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nm_export.causality import check_causal
 from nm_export.errors import UserError
 from nm_export.modeling.configuration_nm_sparse import SPARSITY_VERSION
 from nm_export.modeling.modeling_nm_sparse import group_size
@@ -138,7 +139,8 @@ def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
     """Resolve a recipe against a dense causal language model, which may live in torch's FakeTensorMode.
 
     Raises:
-        UserError: a wildcard matches nothing, a module cannot be pruned, or `m` does not divide its input channels.
+        UserError: the model sees later tokens, a wildcard matches nothing, a module cannot be pruned, or `m` does not
+            divide its input channels.
     """
     head = model.get_output_embeddings()
     linears = {n: mod for n, mod in model.named_modules() if isinstance(mod, nn.Linear) and mod is not head}
@@ -150,6 +152,7 @@ def make_plan(model: PreTrainedModel, recipe: Recipe) -> Plan:
     if unmatched:
         known = ", ".join(sorted({f"*.{name.rsplit('.', 1)[-1]}" for name in linears}))
         raise UserError(f"{unmatched[0]} matches no linear layer of {type(model).__name__}; it has {known}.")
+    check_causal(model, type(model).__name__)
     inputs = _inputs_of(model, linears)
     plan = Plan(
         tuple(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nm_export.causality import check_causal
 from nm_export.errors import NMExportError, UserError
 from nm_export.json_files import read_json
 from nm_export.loading import load_sparse
@@ -133,6 +134,7 @@ def _open_sparse(folder: Path, source: str, backend: str, device: str) -> OpenMo
 
 def _open_dense(section: ModelSection, device: str) -> OpenModel:
     loaded = load_model(section)
+    check_causal(loaded.model, section.source)
     model = _moved(loaded.model, device)
     return OpenModel(model, loaded.tokenizer, {**loaded.provenance, "backend": "torch"})
 

@@ -523,6 +523,9 @@ class _NMSparse(PreTrainedModel):
         # Names of the model in memory: for some base models transformers writes older names, which it would translate
         # back for their own model type only.
         kwargs.setdefault("save_original_format", False)
+        head, embedding = self.get_output_embeddings(), self.get_input_embeddings()
+        if head is not None:  # parameters may have been joined or parted since; whoever reloads goes by this flag
+            self.config.tie_word_embeddings = head.weight is embedding.weight
         super().save_pretrained(save_directory, *args, **kwargs)
         self.copy_code(save_directory)
 

@@ -22,6 +22,7 @@ from torch import nn
 from nm_export.errors import NMExportError, UserError
 from nm_export.onnx.extras import require
 from nm_export.tokenizer_files import load_tokenizer, save_tokenizer
+from nm_export.tying import is_tied
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -204,6 +205,7 @@ def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
     config = copy.deepcopy(getattr(model.config, "base_config", model.config))
     config.architectures = [name]
     config._name_or_path = folder
+    config.tie_word_embeddings = is_tied(model)
     if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
         # Mistral and Phi-3 slide in every layer without saying so layer by layer, which is where the builder looks.
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers

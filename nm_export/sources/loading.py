@@ -1,5 +1,7 @@
 """A model section -> the dense model, its tokenizer, and a record of where they came from."""
 
+import re
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,17 +20,19 @@ from nm_export.digests import known_sha256
 from nm_export.errors import UserError
 from nm_export.library_errors import reason
 from nm_export.recipe import ModelSection
-from nm_export.sources.checkpoint import check_against, stored_tensors, weight_files
-from nm_export.sources.checks import check_config, check_missing
+from nm_export.sources.checkpoint import check_against, check_no_adapter, stored_tensors, weight_files
+from nm_export.sources.checks import check_config, check_missing, check_surplus, tell_left_out
 from nm_export.sources.config_file import check_config_file
 from nm_export.sources.errors import SourceUnavailableError
 from nm_export.sources.folder_files import check_folder
 from nm_export.sources.gguf_header import check_gguf
+from nm_export.sources.gguf_tensors import check_gguf_taken
 from nm_export.sources.hub import SMALL_FILES, fetch_config, fetch_model
 from nm_export.sources.license import read_license
 from nm_export.sources.locate import ModelSource, resolve_source
 from nm_export.sources.sample import cached_path, fetch_sample
 from nm_export.tokenizer_files import open_tokenizer
+from nm_export.tying import record_tying
 
 
 class LoadedModel(NamedTuple):
@@ -127,9 +131,22 @@ def load_model(section: ModelSection, opened: OpenSource | None = None) -> Loade
     model, report = loaded
     check_missing(report["missing_keys"], where)
     if gguf_file:
+        check_gguf_taken(folder / gguf_file, model, where)
+    else:
+        check_surplus(report["unexpected_keys"], config, where)
+        tell_left_out(_ignored(model, weights, report["unexpected_keys"]), where)
+    if gguf_file:
         _forget_quantization(model)
+    record_tying(model)
     model.config.name_or_path = source.base_model or folder.name
     return LoadedModel(model.eval(), opened.tokenizer, _provenance(source, folder, weights, model))
+
+
+def _ignored(model: PreTrainedModel, weights: list[Path], unexpected: Collection[str]) -> list[str]:
+    """Names of stored tensors that the model did not take and that its class does not report: it knows of them."""
+    patterns = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    others = stored_tensors(weights).keys() - model.state_dict().keys() - set(unexpected) if patterns else ()
+    return [name for name in others if any(pattern.search(name) for pattern in patterns)]
 
 
 def _files(source: ModelSource, *, config_only: bool = False) -> tuple[Path, str | None]:
@@ -146,6 +163,8 @@ def _files(source: ModelSource, *, config_only: bool = False) -> tuple[Path, str
 
 def _config(source: ModelSource, folder: Path, gguf_file: str | None) -> PreTrainedConfig:
     where = source.describe()
+    if not gguf_file:
+        check_no_adapter(folder, where)  # it may have no config.json of its own
     if not gguf_file and not (folder / "config.json").is_file():
         raise UserError(f"{where} has no config.json; it is no Hugging Face model")
     if not gguf_file:

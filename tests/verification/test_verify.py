@@ -1,6 +1,7 @@
 """Verification must be able to fail: every kind of damage is found, and the first module that it hits is named."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nm_export import load_exported, pipeline
-from nm_export.errors import NMExportError
+from nm_export.errors import NMExportError, UserError
 from nm_export.publishing.repository import Destination
 from nm_export.publishing.save import write_model
 from nm_export.verification import verify
@@ -78,6 +79,22 @@ def test_a_changed_number_in_the_safetensors(name, message, folder, model):
     with pytest.raises(NMExportError, match=message) as caught:
         verify(folder, model, SEQUENCES, onnx=False)
     assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_parameter_that_is_missing_or_has_no_place(gone, folder, model):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(".nm_score"))
+    if gone:
+        del tensors[name]
+    else:
+        tensors[name := name.replace("nm_score", "nm_rank")] = torch.ones(1)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=re.escape(name)):
+        load_exported(folder)
+    with pytest.raises(NMExportError, match=re.escape(name)):
+        verify(folder, model, SEQUENCES)
 
 
 def test_another_pattern_in_the_configuration(folder, model):
