@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nm_export.calibration.columns import Render
 from nm_export.calibration.documents import BUILTIN, load_text
 from nm_export.errors import UserError
 from nm_export.recipe import TextSection
@@ -51,7 +52,7 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
     needed = section.num_samples * body
     digest, documents, tokens = hashlib.sha256(), 0, 0
     parts: list[torch.Tensor] = []
-    for batch in _batches(load_text(section)):
+    for batch in _batches(load_text(section, _renderer(tokenizer))):
         for text in batch:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         part = _encode(tokenizer, batch)
@@ -78,6 +79,13 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
     if section.dataset == BUILTIN:
         provenance["python"] = ".".join(map(str, sys.version_info[:3]))  # the text differs between versions
     return TokenSequences(torch.cat([first, pool[chosen].long()], dim=1), provenance)
+
+
+def _renderer(tokenizer: PreTrainedTokenizerBase) -> Render | None:
+    """What makes a text of a chat; None where the tokenizer has no template for it."""
+    if not tokenizer.chat_template:
+        return None
+    return lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, batch: list[str]) -> torch.Tensor:

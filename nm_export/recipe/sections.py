@@ -228,8 +228,8 @@ class TextSection(Section):
     """A text and how it is cut into token sequences."""
 
     dataset: Annotated[str, Field(min_length=1)] = "builtin:python-docs"
-    """A Hub dataset id, a local file (text; `.jsonl` and `.parquet` are tables), or `builtin:python-docs`, the language
-    reference that comes with Python (needs no network)."""
+    """A Hub dataset id, a local file (text; `.jsonl`, `.json` and `.parquet` are tables), or `builtin:python-docs`, the
+    language reference that comes with Python (needs no network)."""
 
     name: str | None = None
     """Subset (configuration) of a Hub dataset."""
@@ -239,7 +239,7 @@ class TextSection(Section):
     and `all`."""
 
     text_column: Annotated[str, Field(min_length=1)] = "text"
-    """Column (or JSON key) that holds the text."""
+    """Column (or JSON key) that holds the text, or chats; `messages` where there is no `text`."""
 
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
