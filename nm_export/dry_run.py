@@ -12,12 +12,12 @@ from nm_export.estimates.costs import Cost, Disk, costs, disk
 from nm_export.estimates.rates import Rates, measure_rates
 from nm_export.estimates.shapes import Shapes, find_shapes
 from nm_export.finished import made_by
-from nm_export.onnx.base_graph import AUTHORS
+from nm_export.onnx.base_graph import AUTHORS, check_positions
 from nm_export.plan import Plan
 from nm_export.publishing.base_weights import check_source
 from nm_export.publishing.folder import check_target
 from nm_export.recipe import Recipe, Scheme
-from nm_export.sources import SourceUnavailableError, resolve_source
+from nm_export.sources import SourceUnavailableError, load_config_only, resolve_source
 from nm_export.summary import size_in_words as _size
 
 
@@ -136,6 +136,8 @@ def dry_run(
     shapes = estimate = None
     try:
         shapes = find_shapes(recipe)
+        if recipe.onnx.enabled and not skip_onnx:
+            check_positions(load_config_only(recipe.model))
     except SourceUnavailableError as error:
         unchecked.append(f"which modules the recipe matches, and whether M divides their inputs: {error}")
     with_onnx = recipe.onnx.enabled and not skip_onnx

@@ -20,6 +20,7 @@ from nm_export.inputs import PROGRAM, Inputs
 from nm_export.journal import Entry
 from nm_export.learning import LearningReport, learn
 from nm_export.modeling import NMSparseForCausalLM
+from nm_export.onnx.base_graph import check_positions
 from nm_export.parameters import load_parameters, save_parameters
 from nm_export.plan import Plan, make_plan
 from nm_export.recipe import CalibrationSection, Recipe
@@ -50,6 +51,8 @@ class Material:
 
     def __init__(self, recipe: Recipe, stages: Stages, *, with_onnx: bool = False) -> None:
         self.source = OpenSource(recipe.model)
+        if with_onnx:
+            check_positions(self.source.config)  # before hours of work
         self.tokenizer = self.source.tokenizer
         with stages.stage("text", "Reading text"):
             self.text = read_sequences(self.tokenizer, recipe.calibration)
