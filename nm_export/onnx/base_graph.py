@@ -256,8 +256,8 @@ def _far_difference(model: "PreTrainedModel", session: "InferenceSession", lengt
     }
     cache = DynamicCache()
     for layer in range(len(past) // 2):
-        parts = (torch.from_numpy(past[f"past_key_values.{layer}.{part}"]) for part in ("key", "value"))
-        cache.update(*(part.to(model.dtype) for part in parts), layer)
+        keys, values = (torch.from_numpy(past[f"past_key_values.{layer}.{part}"]) for part in ("key", "value"))
+        cache.update(keys.to(model.dtype), values.to(model.dtype), layer)
     ids, mask = torch.ones(1, 1, dtype=torch.long), torch.ones(1, length + 1, dtype=torch.long)
     with torch.inference_mode():
         expected = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits.float()
