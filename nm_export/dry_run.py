@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
 
+from nm_export.compute_dtype import ComputeType, choose_compute_type, name_of
 from nm_export.estimates.costs import Cost, Disk, costs, disk
 from nm_export.estimates.rates import Rates, measure_rates
 from nm_export.estimates.shapes import Shapes, find_shapes
@@ -29,11 +30,13 @@ class Estimate:
         disk: what it would write.
         costs: time and memory of its stages.
         rates: this machine's speed, on which the times rest.
+        compute: the type that a run would compute in.
     """
 
     disk: Disk
     costs: tuple[Cost, ...]
     rates: Rates
+    compute: ComputeType
 
     @property
     def seconds(self) -> float:
@@ -142,10 +145,10 @@ def dry_run(
         unchecked.append(f"which modules the recipe matches, and whether M divides their inputs: {error}")
     with_onnx = recipe.onnx.enabled and not skip_onnx
     if shapes is not None:
-        rates = measure_rates(shapes.dtype, target.parent)
-        estimate = Estimate(
-            disk(recipe, shapes, with_onnx=with_onnx), costs(recipe, shapes, rates, with_onnx=with_onnx), rates
-        )
+        compute = choose_compute_type(recipe.model.compute_dtype, shapes.dtype, shapes.parameters)
+        rates = measure_rates(compute.computed, target.parent)
+        stages = costs(recipe, shapes, rates, with_onnx=with_onnx, computed=compute.computed)
+        estimate = Estimate(disk(recipe, shapes, with_onnx=with_onnx), stages, rates, compute)
     if push_to_hub:
         unchecked.append("whether you are logged in to the Hub and may write there: a dry run does not ask")
     steps = tuple(
@@ -172,6 +175,8 @@ def _steps(
         if shapes
         else ""
     )
+    if estimate and estimate.compute.why:
+        yield f"compute in {name_of(estimate.compute.computed)}: {estimate.compute.why}"
     yield (
         f"calibrate {len(shapes.plan.pruned) if shapes else 'the matching'} linears at {recipe.sparsity.pattern} on "
         f"{text.num_samples} x {text.sequence_length} tokens of {text.dataset}"

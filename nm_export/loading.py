@@ -1,11 +1,15 @@
 """Open a folder that an export wrote, with the installed package's own classes."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
+from nm_export.compute_dtype import choose_compute_type
 from nm_export.errors import NMExportError, UserError
+from nm_export.json_files import read_json_object
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.publishing.base_weights import base_weights_of
 from nm_export.recipe import Recipe, load_recipe
@@ -15,8 +19,12 @@ from nm_export.sources.config_file import check_config_file
 from nm_export.tokenizer_files import load_tokenizer
 
 
-def load_exported(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase, Recipe]:
+def load_exported(folder: str | Path, *, quick: bool = False) -> tuple[Any, PreTrainedTokenizerBase, Recipe]:
     """Return the sparse model, the tokenizer and the recipe of an exported folder.
+
+    Args:
+        folder: the folder.
+        quick: whether weights of half precision may be held in float32, where this machine computes so more quickly.
 
     Raises:
         UserError: the folder was not written by an export, or a file in it is missing or damaged.
@@ -25,7 +33,7 @@ def load_exported(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase, Rec
     check_exported(folder)
     recipe = load_recipe(folder / "recipe.yaml")
     try:
-        model = load_sparse(folder)
+        model = load_sparse(folder, quick=quick)
         tokenizer = load_tokenizer(folder)
     except NMExportError:
         raise
@@ -35,15 +43,23 @@ def load_exported(folder: str | Path) -> tuple[Any, PreTrainedTokenizerBase, Rec
     return model, tokenizer, recipe
 
 
-def load_sparse(folder: Path) -> Any:
+def load_sparse(folder: Path, *, quick: bool = False) -> Any:
     """Return the model of an exported folder, in evaluation mode; only a base model's weights may come from elsewhere.
+
+    Args:
+        folder: the folder.
+        quick: see `load_exported`.
 
     Raises:
         UserError: the weights that the folder leaves to its base model cannot be had, or have changed; tensors are
             missing, or have no place in the model.
         Exception: what transformers raises.
     """
-    options: dict[str, Any] = {"dtype": "auto", "use_safetensors": True, "output_loading_info": True}
+    options: dict[str, Any] = {
+        "dtype": _quick_type(folder) if quick else "auto",
+        "use_safetensors": True,
+        "output_loading_info": True,
+    }
     if base_weights_of(folder) is None:
         stored_tensors(weight_files(folder, str(folder)))
         model, report = NMSparseForCausalLM.from_pretrained(folder, local_files_only=True, **options)
@@ -60,6 +76,17 @@ def load_sparse(folder: Path) -> Any:
         if names:
             raise UserError(f"{folder} {verb} the tensors {listed(names)}; write it again with nm-export.")
     return model.eval()
+
+
+def _quick_type(folder: Path) -> torch.dtype | str:
+    stored = getattr(torch, str(read_json_object(folder / "config.json").get("dtype")), None)
+    if not isinstance(stored, torch.dtype):
+        return "auto"
+    files = list(folder.glob("*.safetensors"))
+    parameters = sum(math.prod(tensor.shape) for tensor in stored_tensors(files).values())
+    if elsewhere := base_weights_of(folder):
+        parameters += sum(file["size"] for file in elsewhere["files"].values()) // stored.itemsize
+    return choose_compute_type("auto", stored, parameters).computed
 
 
 def check_exported(folder: Path) -> None:

@@ -110,13 +110,13 @@ def run(
         if processes.rank:  # calibrates with the others; the first process writes
             workspace = Workspace(target, writable=False)
             stages = Stages(announce=False, journal=workspace.journal)
-            material = Material(recipe, stages, with_onnx=with_onnx)
+            material = Material(recipe, stages, with_onnx=with_onnx, finished=target, processes=processes)
             if overwrite or not is_finished(target, material.inputs):
                 prepare(recipe, stages, processes, workspace.learning, material)
             return None
         with working_on(target) as workspace, saying(workspace.describe):
             stages = Stages(journal=workspace.journal)
-            material = Material(recipe, stages, with_onnx=with_onnx)
+            material = Material(recipe, stages, with_onnx=with_onnx, finished=target, processes=processes)
             if not overwrite and is_finished(target, material.inputs):
                 workspace.remove()
                 summary = Summary.of_folder(target)
@@ -144,6 +144,7 @@ def _make(
     """Do what is not done yet, and give the folder its name."""
     folder, journal, inputs = workspace.model, workspace.journal, material.inputs
     with_onnx = "onnx" in inputs.stages
+    stored = material.compute.stored
     journal.keep_only(inputs.stages)
     prepared = prepare(recipe, stages, processes, workspace.learning, material)
 
@@ -161,7 +162,7 @@ def _make(
     def write(model: Any) -> tuple[Iterable[Path], None]:
         folder.mkdir(exist_ok=True)
         before = set(_files(folder))
-        write_model(model, prepared.tokenizer, folder, recipe.publish.max_shard_size)
+        write_model(model, prepared.tokenizer, folder, recipe.publish.max_shard_size, stored)
         if base:
             refer(folder, folder, base, recipe.publish.max_shard_size)
         return set(_files(folder)) - before, None
@@ -177,7 +178,9 @@ def _make(
         ids = prepared.held_out.input_ids
         try:
             found = once(
-                "verify", "Verifying", lambda model: ((), _verify(folder, model, ids, recipe, with_onnx).to_dict())
+                "verify",
+                "Verifying",
+                lambda model: ((), _verify(folder, model, ids, recipe, with_onnx, stored).to_dict()),
             )
         except NMExportError:
             for stage in ("onnx", "write"):  # what is wrong is not taken as it is by the next run
@@ -268,7 +271,7 @@ def verify_folder(folder: str | Path) -> str:
     """Check again, in a folder that `run` wrote, that every form of the model agrees; return what was found."""
     from nm_export.loading import load_exported
 
-    model, tokenizer, recipe = load_exported(folder)
+    model, tokenizer, recipe = load_exported(folder, quick=True)
     sequences = read_sequences(tokenizer, recipe.held_out).input_ids
     with_onnx = (Path(folder) / "onnx" / "model.onnx").is_file()
     with quiet_transformers():
@@ -295,7 +298,14 @@ def _export_onnx(model: Any, folder: Path, recipe: Recipe, read: dict[str, str])
     return result.quantization.to_dict() if result.quantization else None
 
 
-def _verify(folder: Path, model: Any, sequences: torch.Tensor, recipe: Recipe, with_onnx: bool) -> VerificationReport:
+def _verify(
+    folder: Path,
+    model: Any,
+    sequences: torch.Tensor,
+    recipe: Recipe,
+    with_onnx: bool,
+    stored: torch.dtype | None = None,
+) -> VerificationReport:
     settings = recipe.verify
     length = min(VERIFY_WINDOW, sequences.shape[1])
     windows = sequences[:, : sequences.shape[1] // length * length].reshape(-1, length)
@@ -306,6 +316,7 @@ def _verify(folder: Path, model: Any, sequences: torch.Tensor, recipe: Recipe, w
         output_tolerance=settings.output_tolerance,
         divergence_factor=settings.divergence_factor,
         onnx=with_onnx,
+        stored=stored,
     )
 
 

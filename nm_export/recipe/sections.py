@@ -30,6 +30,7 @@ Kernel = Literal["auto", "fused", "topk"]
 Precision = Literal["fp32", "int8", "int4"]
 Exporter = Literal["auto", "builder", "generic"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ComputeDtype = Literal["auto", "float32", "stored"]
 Weights = Literal["full", "reference"]
 
 
@@ -80,6 +81,10 @@ class ModelSection(Section):
 
     dtype: Dtype = "auto"
     """Type of the weights. `auto` keeps what the checkpoint stores; a GGUF file is dequantized to float32."""
+
+    compute_dtype: ComputeDtype = "auto"
+    """Type that a run computes in. `auto` is the type of the weights, except on a CPU whose products of bfloat16 or
+    float16 are slow: there it is float32, if that fits into memory, and the weights are stored as they came."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you have read that code."""
