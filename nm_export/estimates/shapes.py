@@ -125,6 +125,7 @@ def find_shapes(recipe: Recipe) -> Shapes:
     dtype = config.dtype if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
     dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
     text = config.get_text_config()
+    _fix_angles(text)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         plan = make_plan(model, recipe)
@@ -143,6 +144,14 @@ def find_shapes(recipe: Recipe) -> Shapes:
     positions = getattr(text, "max_position_embeddings", 0)
     has_builder = builder_architecture(type(sparse)) is not None
     return Shapes(plan, tensors, dtype, (rows, columns), tied, positions, head_size, has_builder)
+
+
+def _fix_angles(config: Any) -> None:
+    """Let rotary angles be the same for every text: those that look at its length need numbers, which shapes lack."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):
+        if isinstance(part, dict) and "dynamic" in str(part.get("rope_type")):
+            part["rope_type"] = "default"
 
 
 def _linear_bytes(linear: PlannedLinear, onnx: OnnxSection) -> int:
