@@ -1,211 +1,157 @@
-// The product kernels of quantized weights. Part of product_kernels_impl.h.
+// The product kernels of quantized weights, as float32. Part of product_kernels_impl.h.
 //
-// A row of codes is multiplied by the value of its channel times the scale of each block. Where all zero points are 0
-// they are not read.
+// All rows of a block of channels share the scales and zero points of its columns, so what a token keeps of a block is
+// summed up first and scaled once. Lanes::codes<bits> widens kWidth codes.
 #pragma once
 
+#include "element_types.h"
 #include "product_kernels.h"
 #include "tile_prefetch.h"
 
 namespace nm_export {
 namespace {
 
-constexpr size_t kCodeRowsAtOnce = 8;
+constexpr size_t kCodeVectors = 4;  // that are summed up together
 
-// How codes are stored.
-template <size_t bits, bool is_signed, bool has_zero_points>
-struct CodeFormat {
-  static constexpr size_t kBits = bits;
-  static constexpr bool kZeroPoints = has_zero_points;
+template <size_t kBits>
+int32_t code_at(const uint8_t* codes, size_t index) {
+  return kBits == 8 ? codes[index] : codes[index / 2] >> (index % 2 * 4) & 15;
+}
 
-  static int code(const void* codes, size_t index) {
-    const auto* bytes = static_cast<const uint8_t*>(codes);
-    if (bits == 8) return is_signed ? static_cast<int8_t>(bytes[index]) : bytes[index];
-    const int nibble = bytes[index / 2] >> (index % 2 * 4) & 15;
-    return is_signed ? (nibble ^ 8) - 8 : nibble;
-  }
-};
+template <size_t kBits>
+float float_code_at(const uint8_t* codes, size_t index) {
+  return static_cast<float>(code_at<kBits>(codes, index));
+}
 
-// How codes are added to sums. An instruction set may do it in its own way, as a class with such a member:
-//
-//   kStep     so many columns at a time; they are of one block
-//   Narrow    the Adder for blocks that are smaller than kStep
-//   Sums      the sums of kStep columns: load, store and zeros
-//   Row       made of the value of a channel
-//   Block     made of a Row and of the scale and the zero point of a block
-//   add       sums + value * scale * (codes - zero point)
-template <class Lanes>
-struct PlainCodes {
-  template <size_t bits, bool is_signed, bool has_zero_points>
-  struct Adder : CodeFormat<bits, is_signed, has_zero_points> {
-    static constexpr size_t kStep = Lanes::kWidth;
-    static_assert(kStep <= kSmallestBlock, "a step must not be longer than a block");
-    using Narrow = Adder;
-    using Sums = typename Lanes::Float;
-    using Row = typename Lanes::Float;
-    struct Block {
-      typename Lanes::Float factor;
-      int zero_point;
-    };
-
-    static Sums zeros() { return Lanes::broadcast(0.0f); }
-    static Sums load(const float* y) { return Lanes::load(y); }
-    static void store(float* y, const Sums& sums) { Lanes::store(y, sums); }
-    static Row row(float value) { return Lanes::broadcast(value); }
-    static Block block(const Row& row, float scale, int zero_point) {
-      return {Lanes::fma(row, Lanes::broadcast(scale), Lanes::broadcast(0.0f)), zero_point};
-    }
-    static Sums add(const Block& block, const uint8_t* codes, const Sums& sums) {
-      float integers[kStep];
-      for (size_t i = 0; i < kStep; ++i) integers[i] = static_cast<float>(Adder::code(codes, i) - block.zero_point);
-      return Lanes::fma(block.factor, Lanes::load(integers), sums);
-    }
-  };
-};
-
-// A part of a row of a quantized weight: its codes, and the index of the block that they begin with.
-struct CodeRow {
-  const uint8_t* codes;
-  size_t block;
-};
-
-// A quantized weight of the format of an Adder.
-template <class Adder>
+// A quantized weight from one of its columns on, whose scales and zero points are stored as `Scale`.
+template <size_t kBits, class Scale>
 class CodeMatrix {
  public:
-  explicit CodeMatrix(const Weight& weight) : weight_(weight) {}
+  CodeMatrix(const Weight& weight, size_t first_column) : weight_(weight), first_column_(first_column) {}
 
-  CodeRow row(size_t channel, size_t column) const {
-    return {static_cast<const uint8_t*>(weight_.data) + (channel * weight_.columns + column) * Adder::kBits / 8,
-            channel * weight_.blocks + column / weight_.block_size};
-  }
-  size_t block_size() const { return weight_.block_size; }
-  float scale(size_t block) const { return weight_.scales[block]; }
-  int zero_point(size_t block) const { return Adder::kZeroPoints ? Adder::code(weight_.zero_points, block) : 0; }
-  float dequantized(const CodeRow& row, size_t column, size_t block) const {
-    return scale(block) * static_cast<float>(Adder::code(row.codes, column) - zero_point(block));
-  }
+  size_t columns() const { return weight_.columns; }
+  float zero_point() const { return weight_.zero_point; }
+  size_t block_of(size_t channel) const { return channel / weight_.block_size; }
 
-  template <class Lanes>
-  void prefetch_block(size_t block) const {
-    Lanes::prefetch(weight_.scales + block);
-    if (!Adder::kZeroPoints) return;
-    Lanes::prefetch(static_cast<const uint8_t*>(weight_.zero_points) + block * Adder::kBits / 8);
+  const uint8_t* row(size_t channel) const {
+    return static_cast<const uint8_t*>(weight_.data) + (channel * weight_.columns + first_column_) * kBits / 8;
+  }
+  const Scale* scales(size_t block) const { return numbers(weight_.scales, block); }
+  // Null where all zero points are zero_point().
+  const Scale* zero_points(size_t block) const {
+    return weight_.zero_points == nullptr ? nullptr : numbers(weight_.zero_points, block);
   }
 
  private:
+  const Scale* numbers(const void* stored, size_t block) const {
+    return static_cast<const Scale*>(stored) + block * weight_.columns + first_column_;
+  }
+
   const Weight& weight_;
+  const size_t first_column_;
 };
 
-// Adds kRows rows to y, and prefetches the same columns of the next rows.
-template <class Lanes, class Adder, size_t kRows>
-void add_code_group(const CodeMatrix<Adder>& matrix, const CodeRow* rows, const float* value, const CodeRow* next,
-                    size_t next_count, size_t columns, float* y) {
-  constexpr size_t kPerLine = kCacheLine * 8 / Adder::kBits;
-  const size_t block_size = matrix.block_size();
-  const size_t per_line_of_scales = kCacheLine / sizeof(float) * block_size;
-  typename Adder::Row factor[kRows];
-  for (size_t i = 0; i < kRows; ++i) factor[i] = Adder::row(value[i]);
-  size_t block = 0;
-  size_t block_end = block_size;
-  for (size_t line = 0; line < columns; line += kPerLine) {
-    for (size_t i = 0; i < next_count; ++i) Lanes::prefetch(next[i].codes + line * Adder::kBits / 8);
-    if ((line & (per_line_of_scales - 1)) == 0) {
-      for (size_t i = 0; i < next_count; ++i) matrix.template prefetch_block<Lanes>(next[i].block + block);
-    }
-    const size_t line_end = line + kPerLine < columns ? line + kPerLine : columns;
-    for (size_t c = line; c < line_end;) {
-      const size_t end = block_end < line_end ? block_end : line_end;
-      typename Adder::Block part[kRows];
-      for (size_t i = 0; i < kRows; ++i) {
-        const size_t b = rows[i].block + block;
-        part[i] = Adder::block(factor[i], matrix.scale(b), matrix.zero_point(b));
-      }
-      for (; c + Adder::kStep <= end; c += Adder::kStep) {
-        typename Adder::Sums sums = Adder::load(y + c);
-        for (size_t i = 0; i < kRows; ++i) sums = Adder::add(part[i], rows[i].codes + c * Adder::kBits / 8, sums);
-        Adder::store(y + c, sums);
-      }
-      for (; c < end; ++c) {
-        for (size_t i = 0; i < kRows; ++i) y[c] += value[i] * matrix.dequantized(rows[i], c, rows[i].block + block);
-      }
-      if (end == block_end) {
-        ++block;
-        block_end += block_size;
+// Adds some rows of one block of channels to y.
+template <class Lanes, size_t kBits, class Scale>
+void add_code_block(const CodeMatrix<kBits, Scale>& matrix, const Rows& add, size_t columns, float* y) {
+  using Float = typename Lanes::Float;
+  const size_t block = matrix.block_of(add.row[0]);
+  const Scale* scales = matrix.scales(block);
+  const Scale* zero_points = matrix.zero_points(block);
+  const Float minus_one = Lanes::broadcast(-1.0f);
+  const Float one = Lanes::broadcast(1.0f);
+  const Float common = Lanes::broadcast(-matrix.zero_point());
+  constexpr size_t kStep = kCodeVectors * Lanes::kWidth;
+  size_t c = 0;
+  for (; c + kStep <= columns; c += kStep) {
+    Float minus_zero[kCodeVectors];
+    Float sum[kCodeVectors];
+    for (size_t v = 0; v < kCodeVectors; ++v) {
+      sum[v] = Lanes::broadcast(0.0f);
+      minus_zero[v] = common;
+      if (zero_points != nullptr) {
+        minus_zero[v] = Lanes::fma(Lanes::load(zero_points + c + v * Lanes::kWidth), minus_one, sum[v]);
       }
     }
+    for (size_t i = 0; i < add.count; ++i) {
+      const uint8_t* codes = matrix.row(add.row[i]) + c * kBits / 8;
+      const Float factor = Lanes::broadcast(add.value[i]);
+      for (size_t v = 0; v < kCodeVectors; ++v) {
+        const Float code = Lanes::template codes<kBits>(codes + v * Lanes::kWidth * kBits / 8);
+        sum[v] = Lanes::fma(factor, Lanes::fma(code, one, minus_zero[v]), sum[v]);
+      }
+    }
+    for (size_t v = 0; v < kCodeVectors; ++v) {
+      float* target = y + c + v * Lanes::kWidth;
+      Lanes::store(target, Lanes::fma(Lanes::load(scales + c + v * Lanes::kWidth), sum[v], Lanes::load(target)));
+    }
+  }
+  for (; c < columns; ++c) {
+    const float zero_point = zero_points == nullptr ? matrix.zero_point() : Lanes::one(zero_points + c);
+    float sum = 0.0f;
+    for (size_t i = 0; i < add.count; ++i) {
+      sum += add.value[i] * (float_code_at<kBits>(matrix.row(add.row[i]), c) - zero_point);
+    }
+    y[c] += Lanes::one(scales + c) * sum;
   }
 }
 
-template <class Lanes, class Adder>
+template <class Lanes, size_t kBits, class Scale>
 void add_code_rows_by(const Weight& weight, size_t first_column, const Rows& add, const Rows& next, size_t columns,
                       float* y) {
-  const CodeMatrix<Adder> matrix(weight);
-  const size_t groups = (add.count + kCodeRowsAtOnce - 1) / kCodeRowsAtOnce;
-  CodeRow rows[kCodeRowsAtOnce];
-  CodeRow next_rows[kBlockChannels];
-  size_t fetched = 0;
-  for (size_t g = 0; g < groups; ++g) {
-    const size_t start = g * kCodeRowsAtOnce;
-    const size_t count = add.count - start < kCodeRowsAtOnce ? add.count - start : kCodeRowsAtOnce;
-    for (size_t i = 0; i < count; ++i) rows[i] = matrix.row(add.row[start + i], first_column);
-    const size_t end = next.count * (g + 1) / groups;  // the prefetches are spread evenly
-    size_t next_count = 0;
-    while (fetched < end) next_rows[next_count++] = matrix.row(next.row[fetched++], first_column);
-    const float* value = add.value + start;
-    size_t i = 0;
-    if (count == kCodeRowsAtOnce) {
-      add_code_group<Lanes, Adder, kCodeRowsAtOnce>(matrix, rows, value, next_rows, next_count, columns, y);
-      continue;
-    }
-    for (; i < count; ++i) {
-      add_code_group<Lanes, Adder, 1>(matrix, rows + i, value + i, next_rows, i == 0 ? next_count : 0, columns, y);
-    }
+  const CodeMatrix<kBits, Scale> matrix(weight, first_column);
+  for (size_t i = 0; i < next.count; ++i) {
+    const uint8_t* row = matrix.row(next.row[i]);
+    for (size_t at = 0; at < columns * kBits / 8; at += kCacheLine) Lanes::prefetch(row + at);
+  }
+  for (size_t start = 0, end = 0; start < add.count; start = end) {
+    while (end < add.count && matrix.block_of(add.row[end]) == matrix.block_of(add.row[start])) ++end;
+    add_code_block<Lanes>(matrix, {add.row + start, add.value + start, end - start}, columns, y);
   }
 }
 
-template <class Lanes, class Adder>
+template <class Lanes, size_t kBits, class Scale>
 void pack_code_tile_by(const Weight& weight, const Part& part, float* tile, Prefetch& next) {
-  const CodeMatrix<Adder> matrix(weight);
-  const typename Adder::Row one = Adder::row(1.0f);
-  for (size_t k = 0; k < part.rows; ++k, tile += kTileVectors * Lanes::kWidth) {
+  using Float = typename Lanes::Float;
+  constexpr size_t kTileColumns = kTileVectors * Lanes::kWidth;
+  const CodeMatrix<kBits, Scale> matrix(weight, part.first_column);
+  const Float one = Lanes::broadcast(1.0f);
+  const Float nothing = Lanes::broadcast(0.0f);
+  float scales[kTileColumns];
+  float minus_zero[kTileColumns];
+  for (size_t k = 0; k < part.rows; ++k, tile += kTileColumns) {
     if (k % kPackedRowsPerStep == 0) prefetch_step<Lanes>(next);
-    const CodeRow row = matrix.row(part.first_row + k, part.first_column);
-    size_t block = row.block;
-    size_t block_end = matrix.block_size() - part.first_column % matrix.block_size();
-    for (size_t c = 0; c < part.columns; ++block, block_end += matrix.block_size()) {
-      const size_t end = block_end < part.columns ? block_end : part.columns;
-      const typename Adder::Block of_block = Adder::block(one, matrix.scale(block), matrix.zero_point(block));
-      for (; c + Adder::kStep <= end; c += Adder::kStep) {
-        Adder::store(tile + c, Adder::add(of_block, row.codes + c * Adder::kBits / 8, Adder::zeros()));
+    const size_t channel = part.first_row + k;
+    const size_t block = matrix.block_of(channel);
+    if (k == 0 || block != matrix.block_of(channel - 1)) {
+      const Scale* zero_points = matrix.zero_points(block);
+      for (size_t c = 0; c < part.columns; ++c) {
+        scales[c] = Lanes::one(matrix.scales(block) + c);
+        minus_zero[c] = -(zero_points == nullptr ? matrix.zero_point() : Lanes::one(zero_points + c));
       }
-      for (; c < end; ++c) tile[c] = matrix.dequantized(row, c, block);
     }
+    const uint8_t* codes = matrix.row(channel);
+    size_t c = 0;
+    for (; c + Lanes::kWidth <= part.columns; c += Lanes::kWidth) {
+      const Float code = Lanes::template codes<kBits>(codes + c * kBits / 8);
+      const Float shifted = Lanes::fma(code, one, Lanes::load(minus_zero + c));
+      Lanes::store(tile + c, Lanes::fma(shifted, Lanes::load(scales + c), nothing));
+    }
+    for (; c < part.columns; ++c) tile[c] = (float_code_at<kBits>(codes, c) + minus_zero[c]) * scales[c];
   }
 }
 
-template <class Lanes, class Codes, size_t kBits, bool kSigned>
+template <class Lanes, size_t kBits>
 void add_code_rows(const Weight& weight, size_t first_column, const Rows& add, const Rows& next, size_t columns,
                    float* y) {
-  using Plain = typename Codes::template Adder<kBits, kSigned, false>;
-  using Shifted = typename Codes::template Adder<kBits, kSigned, true>;
-  const bool narrow = weight.block_size < Plain::kStep;
-  auto* by = narrow ? add_code_rows_by<Lanes, typename Plain::Narrow> : add_code_rows_by<Lanes, Plain>;
-  if (weight.zero_points != nullptr) {
-    by = narrow ? add_code_rows_by<Lanes, typename Shifted::Narrow> : add_code_rows_by<Lanes, Shifted>;
-  }
+  const auto by = weight.half_scales ? add_code_rows_by<Lanes, kBits, Float16> : add_code_rows_by<Lanes, kBits, float>;
   by(weight, first_column, add, next, columns, y);
 }
 
-template <class Lanes, class Codes, size_t kBits, bool kSigned>
+template <class Lanes, size_t kBits>
 void pack_code_tile(const Weight& weight, const Part& part, float* tile, Prefetch& next) {
-  using Plain = typename Codes::template Adder<kBits, kSigned, false>;
-  using Shifted = typename Codes::template Adder<kBits, kSigned, true>;
-  const bool narrow = weight.block_size < Plain::kStep;
-  auto* by = narrow ? pack_code_tile_by<Lanes, typename Plain::Narrow> : pack_code_tile_by<Lanes, Plain>;
-  if (weight.zero_points != nullptr) {
-    by = narrow ? pack_code_tile_by<Lanes, typename Shifted::Narrow> : pack_code_tile_by<Lanes, Shifted>;
-  }
+  const auto by =
+      weight.half_scales ? pack_code_tile_by<Lanes, kBits, Float16> : pack_code_tile_by<Lanes, kBits, float>;
   by(weight, part, tile, next);
 }
 

@@ -1,6 +1,4 @@
 // The integer kernels, written over a class `Dots` that every instruction set defines.
-//
-// Codes are taken without sign: a signed one is 2^(bits - 1) more, and so is its zero point.
 #pragma once
 
 #include <string.h>
@@ -15,21 +13,83 @@ namespace {
 // Sums of 127 * 255 for each channel of a block are integers that float32 holds.
 constexpr int kLargestValue = 127;
 
-// Where the largest product of a block is smaller than this, its reciprocal may overflow.
-constexpr float kSmallestScale = 0x1p-100f;
+// Where the largest value of a group is smaller than this, its reciprocal may overflow.
+constexpr float kSmallestLargest = 0x1p-100f;
 constexpr int32_t kInfinityBits = 0x7f800000;
 
-// Adding it rounds numbers below 2^22 to integers, which are then the low bits. Of NaN any byte results.
+// Adding it rounds numbers below 2^22 to integers, which are then the low bits.
 constexpr float kRounder = 0x1.8p23f;
 
-// The rows that are added, filled up to whole quads with rows of value 0.
-struct AddedRows {
-  const uint8_t* codes[kBlockChannels];  // at the first column of a task
-  float value[kBlockChannels];
-  size_t block[kBlockChannels];  // that the first column belongs to
-  size_t count;
-  size_t quads;
+// The largest absolute value. They are compared as integers: a NaN is above infinity.
+inline float largest_of(const float* values, size_t count) {
+  int32_t largest = 0;
+  for (size_t i = 0; i < count; ++i) {
+    const int32_t bits = bits_of(values[i]) & 0x7fffffff;
+    largest = bits > largest ? bits : largest;
+  }
+  return float_of(static_cast<uint32_t>(largest));
+}
+
+inline bool can_be_rounded(float largest) { return largest >= kSmallestLargest && bits_of(largest) < kInfinityBits; }
+
+// The low byte is the rounded value.
+inline uint32_t rounded_byte(float value, float reciprocal) {
+  return static_cast<uint32_t>(bits_of(value * reciprocal + kRounder)) & 0xffu;
+}
+
+// The kept channels of one group: those from `start` on, up to `end`.
+struct GroupRange {
+  size_t start;
+  size_t end;
 };
+
+inline GroupRange next_group(const Rows& kept, size_t start, size_t group) {
+  size_t end = start;
+  while (end < kept.count && kept.row[end] / group == kept.row[start] / group) ++end;
+  return {start, end};
+}
+
+// The rows of one group with their rounded values, filled up to whole quads with rows of value 0.
+struct RoundedGroup {
+  uint32_t quads[kMostQuads];
+  uint32_t pairs[2 * kMostQuads];  // the bytes of two channels, twice each
+  size_t quad_count;
+  size_t first_row;  // among the rows of a call
+  float step;
+  float sum;
+};
+
+// What a call multiplies: the rounded groups of one token in one block of channels.
+struct RoundedRows {
+  const uint8_t* codes[kBlockChannels + kMostGroups * (kQuad - 1)];  // of each row, at the first column
+  RoundedGroup groups[kMostGroups];
+  size_t group_count;
+};
+
+template <class Matrix>
+void append_group(const Matrix& matrix, const Rows& kept, float largest, RoundedRows& rows) {
+  RoundedGroup& group = rows.groups[rows.group_count];
+  const size_t first = rows.group_count == 0 ? 0 : (&group - 1)->first_row + (&group - 1)->quad_count * kQuad;
+  group.first_row = first;
+  group.quad_count = (kept.count + kQuad - 1) / kQuad;
+  group.step = largest / static_cast<float>(kLargestValue);
+  const float reciprocal = static_cast<float>(kLargestValue) / largest;
+  int32_t sum = 0;
+  memset(group.quads, 0, group.quad_count * sizeof group.quads[0]);
+  for (size_t i = 0; i < group.quad_count * kQuad; ++i) {
+    rows.codes[first + i] = matrix.row(kept.row[i < kept.count ? i : 0]);
+    if (i >= kept.count) continue;
+    const uint32_t byte = rounded_byte(kept.value[i], reciprocal);
+    group.quads[i / kQuad] |= byte << (8 * (i % kQuad));
+    sum += static_cast<int8_t>(byte);
+  }
+  for (size_t q = 0; q < group.quad_count; ++q) {
+    group.pairs[2 * q] = (group.quads[q] & 0xffffu) * 0x10001u;
+    group.pairs[2 * q + 1] = (group.quads[q] >> 16) * 0x10001u;
+  }
+  group.sum = static_cast<float>(sum);
+  ++rows.group_count;
+}
 
 // What is prefetched of the next rows.
 struct Piece {
@@ -76,252 +136,213 @@ inline Piece piece_of(const void* at, size_t bytes) {
   return {first, (static_cast<size_t>(end - first) + kCacheLine - 1) / kCacheLine};
 }
 
-// Copies up to 16 numbers; a call of memcpy would take longer.
-template <class Number>
-void copy_few(const Number* source, size_t count, Number* target) {
-  for (size_t size = kStretchBlocks; size > 0; size /= 2) {
-    if ((count & size) == 0) continue;
-    for (size_t i = 0; i < size; ++i) target[i] = source[i];
-    source += size;
-    target += size;
-  }
-}
-
-// What makes a code unsigned.
-template <size_t kBits, bool kSigned>
-constexpr int unsigned_shift() {
-  return kSigned ? 1 << (kBits - 1) : 0;
-}
-
-// The zero points of up to kStretchBlocks blocks, of unsigned codes. What there is room for more becomes arbitrary.
-template <size_t kBits, bool kSigned>
-void load_zero_points(const void* stored, size_t block, size_t count, int32_t* zero_points) {
-  uint8_t codes[kStretchBlocks] = {};
-  const auto* bytes = static_cast<const uint8_t*>(stored) + block * kBits / 8;
-  if (kBits == 8) {
-    copy_few(bytes, count, codes);
-  } else {
-    const size_t odd = block % 2;
-    uint8_t pairs[kStretchBlocks] = {};
-    copy_few(bytes, (odd + count + 1) / 2, pairs);
-    uint64_t nibbles = 0;
-    for (size_t i = 0; i < 8; ++i) nibbles |= static_cast<uint64_t>(pairs[i]) << (8 * i);
-    if (odd != 0) nibbles = nibbles >> 4 | static_cast<uint64_t>(pairs[8]) << 60;
-    for (size_t b = 0; b < kStretchBlocks; ++b) codes[b] = static_cast<uint8_t>(nibbles >> (4 * b) & 15);
-  }
-  for (size_t b = 0; b < kStretchBlocks; ++b) zero_points[b] = codes[b] ^ unsigned_shift<kBits, kSigned>();
-}
-
-template <size_t kBits, bool kSigned>
-class Rounder {
- public:
-  Rounder(const Weight& weight, const AddedRows& rows) : weight_(weight), rows_(rows) {}
-
-  // Of the blocks [first, first + count) of a task, 0 < count <= kStretchBlocks.
-  void round(size_t first, size_t count, RoundedValues& rounded) {
-    const float* scales[kBlockChannels];
-    for (size_t i = 0; i < rows_.quads * kQuad; ++i) scales[i] = scales_of(i, first, count);
-    float reciprocal[kStretchBlocks];
-    find_steps(scales, count, rounded, reciprocal);
-
-    int32_t zero[kStretchBlocks] = {};
-    for (size_t g = 0; g < rows_.quads; ++g) {
-      uint32_t bytes[kStretchBlocks] = {};
-      for (size_t i = 0; i < kQuad; ++i) {
-        const float value = rows_.value[g * kQuad + i];
-        const float* scale = scales[g * kQuad + i];
-        int32_t integer[kStretchBlocks];
-        for (size_t b = 0; b < kStretchBlocks; ++b) {
-          const uint32_t byte = static_cast<uint32_t>(bits_of(value * scale[b] * reciprocal[b] + kRounder)) & 0xffu;
-          integer[b] = static_cast<int8_t>(byte);
-          bytes[b] |= byte << (8 * i);
-        }
-        if (weight_.zero_points == nullptr) {
-          for (size_t b = 0; b < kStretchBlocks; ++b) zero[b] += integer[b];
-        } else {
-          int32_t zero_points[kStretchBlocks];
-          load_zero_points<kBits, kSigned>(weight_.zero_points, rows_.block[g * kQuad + i] + first, count, zero_points);
-          for (size_t b = 0; b < kStretchBlocks; ++b) zero[b] += integer[b] * zero_points[b];
-        }
-      }
-      memcpy(rounded.quads[g], bytes, sizeof bytes);
-    }
-    const int32_t zero_point = weight_.zero_points == nullptr ? unsigned_shift<kBits, kSigned>() : 1;
-    for (size_t b = 0; b < kStretchBlocks; ++b) rounded.zero[b] = zero[b] * zero_point;
-  }
-
- private:
-  const float* scales_of(size_t row, size_t first, size_t count) {
-    const float* scales = weight_.scales + rows_.block[row] + first;
-    if (count == kStretchBlocks) return scales;
-    memset(scales_[row], 0, sizeof scales_[row]);
-    copy_few(scales, count, scales_[row]);
-    return scales_[row];
-  }
-
-  // Absolute values are compared as integers: a NaN is above infinity.
-  void find_steps(const float* const* scales, size_t count, RoundedValues& rounded, float* reciprocal) const {
-    int32_t largest[kStretchBlocks] = {};
-    for (size_t i = 0; i < rows_.count; ++i) {
-      const float value = rows_.value[i];
-      for (size_t b = 0; b < kStretchBlocks; ++b) {
-        const int32_t bits = bits_of(value * scales[i][b]) & 0x7fffffff;
-        largest[b] = bits > largest[b] ? bits : largest[b];
-      }
-    }
-    uint32_t unrounded = 0;
-    for (size_t b = 0; b < kStretchBlocks; ++b) {
-      const bool is_good = largest[b] >= bits_of(kSmallestScale) && largest[b] < kInfinityBits;
-      const float a = float_of(static_cast<uint32_t>(is_good ? largest[b] : bits_of(1.0f)));
-      reciprocal[b] = is_good ? static_cast<float>(kLargestValue) / a : 0.0f;
-      rounded.step[b] = is_good ? a / static_cast<float>(kLargestValue) : 0.0f;
-      unrounded |= (is_good || largest[b] == 0 ? 0u : 1u) << b;
-    }
-    rounded.unrounded = unrounded & ((1u << count) - 1);
-  }
-
-  const Weight& weight_;
-  const AddedRows& rows_;
-  float scales_[kBlockChannels][kStretchBlocks];
+// The scales and zero points of each group of a call, from its first column on.
+template <class Scale>
+struct GroupScales {
+  const Scale* scales[kMostGroups];
+  const Scale* zero_points[kMostGroups];  // null where all are `zero_point`
+  float zero_point;
 };
 
-template <size_t kBits, bool kSigned>
-void add_unrounded(const Weight& weight, size_t first_column, const Rows& add, size_t columns, float* y) {
-  using Format = CodeFormat<kBits, kSigned, true>;
+template <class Dots, size_t kBits, class Scale>
+void add_unrounded_by(const Weight& weight, size_t first_column, const Rows& add, size_t columns, float* y) {
+  const CodeMatrix<kBits, Scale> matrix(weight, first_column);
   for (size_t i = 0; i < add.count; ++i) {
-    const size_t row = add.row[i];
-    const auto* codes = static_cast<const uint8_t*>(weight.data) + (row * weight.columns + first_column) * kBits / 8;
-    const size_t block = row * weight.blocks + first_column / weight.block_size;
-    const int zero_point = weight.zero_points == nullptr ? 0 : Format::code(weight.zero_points, block);
+    const uint8_t* codes = matrix.row(add.row[i]);
+    const size_t block = matrix.block_of(add.row[i]);
+    const Scale* scales = matrix.scales(block);
+    const Scale* zero_points = matrix.zero_points(block);
     for (size_t c = 0; c < columns; ++c) {
-      const auto integer = static_cast<float>(Format::code(codes, c) - zero_point);
-      y[c] += add.value[i] * (weight.scales[block] * integer);
+      const float zero_point = zero_points == nullptr ? matrix.zero_point() : Dots::one(zero_points + c);
+      y[c] += add.value[i] * (Dots::one(scales + c) * (float_code_at<kBits>(codes, c) - zero_point));
     }
   }
+}
+
+template <class Dots, size_t kBits>
+void add_unrounded(const Weight& weight, size_t first_column, const Rows& add, size_t columns, float* y) {
+  const auto by =
+      weight.half_scales ? add_unrounded_by<Dots, kBits, Float16> : add_unrounded_by<Dots, kBits, float>;
+  by(weight, first_column, add, columns, y);
 }
 
 // Dots has
 //
-//   Rounder    does what the one above does
-//   kStep      so many columns at a time; a step may be of several blocks or of a part of one
+//   kStep      so many columns at a time
 //   prefetch   of one cache line
-//   add        y[c] += step * (sum over rows of value * code - zero) for c < kStep, with codes from `offset` bytes on,
-//              the first of which is of block `block` and, if a block is longer than a step, begins anywhere in it
-//   kReadsParts  whether `add` reads no more than `bytes` of the codes of a row; what is missing counts as 0. Otherwise
-//              it reads a whole step
-template <class Dots, size_t kBits, bool kSigned>
+//   one        a number that is stored as float or Float16
+//   add        y[c] += step * scale[c] * (sum over rows of value * code - zero point[c] * sum) for all groups and for
+//              c < columns <= kStep, with codes from `offset` bytes and scales from `column` on
+//   kReadsParts  whether `add` takes fewer columns than kStep, and then touches no others
+template <class Dots, size_t kBits, class Scale>
+class RoundedProduct {
+ public:
+  RoundedProduct(const Weight& weight, size_t first_column, size_t columns)
+      : matrix_(weight, first_column), group_(weight.block_size < kBlockChannels ? weight.block_size : kBlockChannels),
+        weight_(weight), first_column_(first_column), columns_(columns) {}
+
+  void add(const Rows& kept, const Rows& next, float* y) {
+    rows_.group_count = 0;
+    scales_.zero_point = matrix_.zero_point();
+    for (size_t start = 0; start < kept.count;) {
+      const GroupRange range = next_group(kept, start, group_);
+      start = range.end;
+      const Rows group{kept.row + range.start, kept.value + range.start, range.end - range.start};
+      const float largest = largest_of(group.value, group.count);
+      if (!can_be_rounded(largest)) {
+        add_unrounded<Dots, kBits>(weight_, first_column_, group, columns_, y);
+        continue;
+      }
+      const size_t block = matrix_.block_of(group.row[0]);
+      scales_.scales[rows_.group_count] = matrix_.scales(block);
+      scales_.zero_points[rows_.group_count] = matrix_.zero_points(block);
+      append_group(matrix_, group, largest, rows_);
+    }
+    add_columns(next, y);
+  }
+
+ private:
+  static constexpr size_t kStep = Dots::kStep;
+
+  // The codes of the next rows, and the scales and zero points of their blocks.
+  size_t list_pieces(const Rows& next, Piece* pieces) const {
+    size_t count = 0;
+    for (size_t i = 0; i < next.count; ++i) {
+      pieces[count++] = piece_of(matrix_.row(next.row[i]), columns_ * kBits / 8);
+      const size_t block = matrix_.block_of(next.row[i]);
+      if (i > 0 && block == matrix_.block_of(next.row[i - 1])) continue;
+      pieces[count++] = piece_of(matrix_.scales(block), columns_ * sizeof(Scale));
+      const Scale* zero_points = matrix_.zero_points(block);
+      if (zero_points != nullptr) pieces[count++] = piece_of(zero_points, columns_ * sizeof(Scale));
+    }
+    return count;
+  }
+
+  void add_columns(const Rows& next, float* y) {
+    Piece pieces[kBlockChannels + 2 * kMostGroups];
+    const size_t count = list_pieces(next, pieces);
+    if (rows_.group_count == 0) {
+      PrefetchSteps<Dots>(pieces, count, 1).step();
+      return;
+    }
+    size_t quads = 0;
+    for (size_t g = 0; g < rows_.group_count; ++g) quads += rows_.groups[g].quad_count;
+    PrefetchSteps<Dots> prefetch(pieces, count, (columns_ + kStep - 1) / kStep * quads);
+    size_t c = 0;
+    for (; c + kStep <= columns_; c += kStep) {
+      Dots::template add<Scale>(rows_, rows_.codes, c * kBits / 8, scales_, c, kStep, y + c, prefetch);
+    }
+    if (c == columns_) return;
+    if (Dots::kReadsParts) {
+      Dots::template add<Scale>(rows_, rows_.codes, c * kBits / 8, scales_, c, columns_ - c, y + c, prefetch);
+    } else {
+      add_rest(c, columns_ - c, y + c, prefetch);
+    }
+  }
+
+  // From copies that are as long as a step.
+  void add_rest(size_t column, size_t count, float* y, PrefetchSteps<Dots>& prefetch) {
+    constexpr size_t kMostRows = sizeof rows_.codes / sizeof rows_.codes[0];
+    uint8_t codes[kMostRows][kStep * kBits / 8];
+    const uint8_t* rows[kMostRows];
+    Scale numbers[2 * kMostGroups][kStep] = {};
+    float sums[kStep] = {};
+    const RoundedGroup& last = rows_.groups[rows_.group_count - 1];
+    for (size_t i = 0; i < last.first_row + last.quad_count * kQuad; ++i) {
+      memset(codes[i], 0, sizeof codes[i]);
+      memcpy(codes[i], rows_.codes[i] + column * kBits / 8, count * kBits / 8);
+      rows[i] = codes[i];
+    }
+    GroupScales<Scale> scales = scales_;
+    for (size_t g = 0; g < rows_.group_count; ++g) {
+      memcpy(numbers[2 * g], scales_.scales[g] + column, count * sizeof(Scale));
+      scales.scales[g] = numbers[2 * g];
+      if (scales_.zero_points[g] == nullptr) continue;
+      memcpy(numbers[2 * g + 1], scales_.zero_points[g] + column, count * sizeof(Scale));
+      scales.zero_points[g] = numbers[2 * g + 1];
+    }
+    memcpy(sums, y, count * sizeof(float));
+    Dots::template add<Scale>(rows_, rows, 0, scales, 0, kStep, sums, prefetch);
+    memcpy(y, sums, count * sizeof(float));
+  }
+
+  const CodeMatrix<kBits, Scale> matrix_;
+  const size_t group_;
+  const Weight& weight_;
+  const size_t first_column_;
+  const size_t columns_;
+  RoundedRows rows_;
+  GroupScales<Scale> scales_;
+};
+
+template <class Dots, size_t kBits>
 void add_rounded_rows(const Weight& weight, size_t first_column, const Rows& add, const Rows& next, size_t columns,
                       float* y) {
-  constexpr size_t kStep = Dots::kStep;
-  const auto* codes = static_cast<const uint8_t*>(weight.data);
-  const auto at = [&](size_t channel) { return codes + (channel * weight.columns + first_column) * kBits / 8; };
-  const auto block_at = [&](size_t channel) { return channel * weight.blocks + first_column / weight.block_size; };
-  const size_t blocks = (columns + weight.block_size - 1) / weight.block_size;
-
-  Piece pieces[3 * kBlockChannels];
-  size_t count = 0;
-  for (size_t i = 0; i < next.count; ++i) {
-    const size_t block = block_at(next.row[i]);
-    pieces[count++] = piece_of(at(next.row[i]), columns * kBits / 8);
-    pieces[count++] = piece_of(weight.scales + block, blocks * sizeof(float));
-    if (weight.zero_points == nullptr) continue;
-    const auto* zero_points = static_cast<const uint8_t*>(weight.zero_points) + block * kBits / 8;
-    pieces[count++] = piece_of(zero_points, (blocks + 1) * kBits / 8);
+  if (weight.half_scales) {
+    RoundedProduct<Dots, kBits, Float16>(weight, first_column, columns).add(add, next, y);
+  } else {
+    RoundedProduct<Dots, kBits, float>(weight, first_column, columns).add(add, next, y);
   }
-  if (add.count == 0) {
-    PrefetchSteps<Dots>(pieces, count, 1).step();
-    return;
-  }
-  AddedRows rows;
-  rows.count = add.count;
-  rows.quads = (add.count + kQuad - 1) / kQuad;
-  for (size_t i = 0; i < rows.quads * kQuad; ++i) {
-    const size_t row = add.row[i < add.count ? i : 0];
-    rows.codes[i] = at(row);
-    rows.block[i] = block_at(row);
-    rows.value[i] = i < add.count ? add.value[i] : 0.0f;
-  }
+}
 
-  PrefetchSteps<Dots> prefetch(pieces, count, (columns + kStep - 1) / kStep * rows.quads);
-
-  typename Dots::Rounder rounder(weight, rows);
-  RoundedValues rounded;
-  const size_t stretch = kStretchBlocks * weight.block_size;
-  for (size_t start = 0; start < columns; start += stretch) {
-    const size_t end = start + stretch < columns ? start + stretch : columns;
-    const size_t first_block = start / weight.block_size;
-    rounder.round(first_block, (end - start + weight.block_size - 1) / weight.block_size, rounded);
-    size_t c = start;
-    for (; c + kStep <= end; c += kStep) {
-      Dots::add(rows.codes, c * kBits / 8, kStep * kBits / 8, rows.quads, rounded, c / weight.block_size - first_block,
-                weight.block_size, y + c, prefetch);
+// Rounds one token's values of one block of channels for tiles.
+inline void round_for_tiles(const Rows& kept, size_t first_channel, size_t group, RoundedValues& rounded) {
+  memset(&rounded, 0, sizeof rounded);
+  for (size_t start = 0; start < kept.count;) {
+    const GroupRange range = next_group(kept, start, group);
+    start = range.end;
+    const size_t g = (kept.row[range.start] - first_channel) / group;
+    const float largest = largest_of(kept.value + range.start, range.end - range.start);
+    if (!can_be_rounded(largest)) {
+      rounded.unrounded |= 1u << g;
+      continue;
     }
-    if (c < end) {
-      float sums[kStep] = {};
-      const auto add_tail = [&](const uint8_t* const* from, size_t offset) {
-        Dots::add(from, offset, (end - c) * kBits / 8, rows.quads, rounded, c / weight.block_size - first_block,
-                  weight.block_size, sums, prefetch);
-      };
-      if (Dots::kReadsParts) {
-        add_tail(rows.codes, c * kBits / 8);
-      } else {
-        uint8_t tail[kBlockChannels][kStep * kBits / 8];
-        const uint8_t* tails[kBlockChannels];
-        for (size_t i = 0; i < rows.quads * kQuad; ++i) {
-          memcpy(tail[i], rows.codes[i] + c * kBits / 8, (end - c) * kBits / 8);
-          tails[i] = tail[i];
-        }
-        add_tail(tails, 0);
-      }
-      for (size_t i = 0; i < end - c; ++i) y[c + i] += sums[i];
+    const float reciprocal = static_cast<float>(kLargestValue) / largest;
+    int32_t sum = 0;
+    for (size_t i = range.start; i < range.end; ++i) {
+      const size_t channel = kept.row[i] - first_channel;
+      const uint32_t byte = rounded_byte(kept.value[i], reciprocal);
+      rounded.quads[channel / kQuad] |= byte << (8 * (channel % kQuad));
+      sum += static_cast<int8_t>(byte);
     }
-    for (size_t b = 0; rounded.unrounded >> b != 0; ++b) {
-      if ((rounded.unrounded >> b & 1u) == 0) continue;
-      const size_t first = start + b * weight.block_size;
-      const size_t last = first + weight.block_size < end ? first + weight.block_size : end;
-      add_unrounded<kBits, kSigned>(weight, first_column + first, add, last - first, y + first);
-    }
+    rounded.step[g] = largest / static_cast<float>(kLargestValue);
+    rounded.sum[g] = static_cast<float>(sum);
   }
 }
 
 // Plain C++, for compilers to turn into vectors.
-template <size_t kBits, bool kSigned>
-struct PlainDots {
-  using Rounder = nm_export::Rounder<kBits, kSigned>;
-  static constexpr size_t kStep = kSmallestBlock;
+template <class Numbers, size_t kBits>
+struct PlainDots : Numbers {
+  static constexpr size_t kStep = 16;
   static constexpr bool kReadsParts = false;
-  static void prefetch(const void* at) {
-#ifdef __GNUC__
-    __builtin_prefetch(at);
-#else
-    static_cast<void>(at);
-#endif
-  }
-  template <class Prefetch>
-  static void add(const uint8_t* const* rows, size_t offset, size_t, size_t quads, const RoundedValues& rounded,
-                  size_t block, size_t, float* y, Prefetch& prefetch) {
+  template <class Scale, class Prefetch>
+  static void add(const RoundedRows& rows, const uint8_t* const* codes, size_t offset, const GroupScales<Scale>& scales,
+                  size_t column, size_t, float* y, Prefetch& prefetch) {
     Prefetch next = prefetch;
-    int32_t sum[kStep] = {};
-    for (size_t i = 0; i < quads * kQuad; ++i) {
-      if (i % kQuad == 0) next.step();
-      const uint8_t* codes = rows[i] + offset;
-      const auto value = static_cast<int8_t>(rounded.quads[i / kQuad][block] >> (8 * (i % kQuad)) & 0xffu);
+    for (size_t g = 0; g < rows.group_count; ++g) {
+      const RoundedGroup& group = rows.groups[g];
+      int32_t integers[kStep] = {};
+      for (size_t i = 0; i < group.quad_count * kQuad; ++i) {
+        if (i % kQuad == 0) next.step();
+        const uint8_t* row = codes[group.first_row + i] + offset;
+        const auto value = static_cast<int8_t>(group.quads[i / kQuad] >> (8 * (i % kQuad)) & 0xffu);
+        for (size_t c = 0; c < kStep; ++c) integers[c] += value * code_at<kBits>(row, c);
+      }
       for (size_t c = 0; c < kStep; ++c) {
-        sum[c] += value * (CodeFormat<kBits, false, true>::code(codes, c) ^ unsigned_shift<kBits, kSigned>());
+        const Scale* zero_points = scales.zero_points[g];
+        const float zero_point = zero_points == nullptr ? scales.zero_point : Numbers::one(zero_points + column + c);
+        const float sum = static_cast<float>(integers[c]) - zero_point * group.sum;
+        y[c] += group.step * Numbers::one(scales.scales[g] + column + c) * sum;
       }
     }
     prefetch = next;
-    for (size_t c = 0; c < kStep; ++c) {
-      y[c] += rounded.step[block] * static_cast<float>(sum[c] - rounded.zero[block]);
-    }
   }
 };
 
-template <template <size_t, bool> class Dots>
+template <template <size_t> class Dots>
 constexpr IntegerKernels integer_kernels(const IntegerTileKernels* tiles) {
-  return {{add_rounded_rows<Dots<8, true>, 8, true>, add_rounded_rows<Dots<8, false>, 8, false>,
-           add_rounded_rows<Dots<4, true>, 4, true>, add_rounded_rows<Dots<4, false>, 4, false>},
-          {add_unrounded<8, true>, add_unrounded<8, false>, add_unrounded<4, true>, add_unrounded<4, false>},
+  return {{add_rounded_rows<Dots<8>, 8>, add_rounded_rows<Dots<4>, 4>},
+          {add_unrounded<Dots<8>, 8>, add_unrounded<Dots<4>, 4>},
           tiles};
 }
 

@@ -9,9 +9,9 @@
 namespace nm_export {
 
 // How a weight is stored. Sums are float32 whatever it is. The integers are codes of a quantized weight.
-enum class WeightType { kFloat32, kFloat16, kBFloat16, kInt8, kUInt8, kInt4, kUInt4 };
+enum class WeightType { kFloat32, kFloat16, kBFloat16, kUInt8, kUInt4 };
 constexpr int kFloatTypes = 3;
-constexpr int kWeightTypes = 7;
+constexpr int kWeightTypes = 5;
 
 // A weight of [channels, columns]. It needs no alignment beyond that of its type.
 struct Weight {
@@ -19,12 +19,13 @@ struct Weight {
   const void* data;  // two numbers of 4 bits share a byte, the first has the low bits; then `columns` is even
   size_t columns;
 
-  // Of codes, which stand for (code - zero point) * scale, with one scale and one zero point for `block_size` columns
-  // of a channel.
-  const float* scales;      // [channels, blocks]
-  const void* zero_points;  // [channels, blocks], stored like `data`; null where all are 0
-  size_t block_size;        // a power of two, kSmallestBlock or more
-  size_t blocks;            // columns / block_size, rounded up
+  // Of codes, which stand for (code - zero point) * scale, with one scale and one zero point for `block_size` channels
+  // of a column.
+  const void* scales;       // [blocks, columns], float32 or float16
+  const void* zero_points;  // the same; null where all are `zero_point`
+  float zero_point;
+  bool half_scales;   // scales and zero points are float16
+  size_t block_size;  // a power of two, kSmallestBlock or more
 };
 constexpr size_t kSmallestBlock = 16;
 
@@ -73,8 +74,8 @@ struct ProductKernels {
   uint64_t (*compact)(const float* v, size_t channels, size_t first, uint32_t* row, float* value);
 
   // y[c] += sum over i of add.value[i] * W[add.row[i], c], for c < columns, while the rows `next` are prefetched;
-  // next.count <= kBlockChannels, next.value is not used. W[., 0] is the weight's column `first_column`, where a block
-  // of codes begins. Indexed by WeightType.
+  // next.count <= kBlockChannels, next.value is not used. W[., 0] is the weight's column `first_column`. Rows of codes
+  // are of one block of channels. Indexed by WeightType.
   void (*add_rows[kWeightTypes])(const Weight& weight, size_t first_column, const Rows& add, const Rows& next,
                                  size_t columns, float* y);
 

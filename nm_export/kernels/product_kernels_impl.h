@@ -190,18 +190,16 @@ void add_dense_tile(const float* tile, const BlockInput& input, size_t columns, 
   }
 }
 
-template <class Lanes, class Codes = PlainCodes<Lanes>>
+template <class Lanes>
 constexpr ProductKernels product_kernels() {
   return {Lanes::compact,
           {add_rows<Lanes, float>, add_rows<Lanes, Float16>, add_rows<Lanes, BFloat16>,
-           add_code_rows<Lanes, Codes, 8, true>, add_code_rows<Lanes, Codes, 8, false>,
-           add_code_rows<Lanes, Codes, 4, true>, add_code_rows<Lanes, Codes, 4, false>},
+           add_code_rows<Lanes, 8>, add_code_rows<Lanes, 4>},
           tokens_together<Lanes>(),
           {add_shared_rows<Lanes, float>, add_shared_rows<Lanes, Float16>, add_shared_rows<Lanes, BFloat16>},
           kTileVectors * Lanes::kWidth,
           {pack_tile<Lanes, float>, pack_tile<Lanes, Float16>, pack_tile<Lanes, BFloat16>,
-           pack_code_tile<Lanes, Codes, 8, true>, pack_code_tile<Lanes, Codes, 8, false>,
-           pack_code_tile<Lanes, Codes, 4, true>, pack_code_tile<Lanes, Codes, 4, false>},
+           pack_code_tile<Lanes, 8>, pack_code_tile<Lanes, 4>},
           pack_channels<Lanes>,
           add_tile<Lanes>,
           add_dense_tile<Lanes>};

@@ -22,10 +22,8 @@ constexpr size_t kMostTokensByShared = 16;
 constexpr size_t kRowColumns = 8192;
 
 // By tiles, the weights of a block of channels stay in the second-level cache, which the sums of a task's tokens pass
-// through. Integer tiles want as many blocks of columns as are rounded together.
+// through.
 constexpr size_t kTileTaskColumns = 1024;
-constexpr size_t kFewestIntegerTaskColumns = 1024;
-constexpr size_t kMostIntegerTaskColumns = 2048;
 constexpr size_t kTileTaskTokens = 256;
 constexpr size_t kIntegerTaskTokens = 128;
 constexpr size_t kFewestTileTaskTokens = 32;
@@ -42,7 +40,9 @@ constexpr size_t kMostTokensOfChannelTask = 32;
 // quarter longer.
 constexpr size_t kSharedTaskBytes = 4096;  // of a row
 
-// Columns of a task are a multiple of this, so that only the last ones of a row are not whole cache lines.
+// Columns of a task are a multiple of so many bytes, so that only the last ones of a row are not whole cache lines; and
+// of so many columns.
+constexpr size_t kBytesUnit = 64;
 constexpr size_t kColumnUnit = 64;
 
 // Products and sums of a task that are worth the start of another worker: some 10 microseconds.
@@ -57,7 +57,6 @@ size_t stored_bits(WeightType type) {
     case WeightType::kFloat16:
     case WeightType::kBFloat16:
       return 16;
-    case WeightType::kInt8:
     case WeightType::kUInt8:
       return 8;
     default:
@@ -68,7 +67,7 @@ size_t stored_bits(WeightType type) {
 Ways ways_of(const InstructionSet& isa, const SparseProduct& product) {
   const size_t tokens = product.tokens;
   if (tokens == 1) return {{Way::kRows}, 1};
-  if (product.weight.type < WeightType::kInt8) {
+  if (product.weight.type < WeightType::kUInt8) {
     if (tokens > kMostTokensByShared) return {{Way::kTiles, Way::kDenseTiles}, 2};
     if (tokens > kMostTokensByRows) return {{Way::kTiles, Way::kSharedRows}, 2};
     const size_t few = product.weight.type == WeightType::kFloat32 ? kFewTokens : kFewTokensOfHalves;
@@ -106,7 +105,7 @@ SparseMatMul::SparseMatMul(const InstructionSet& isa, const SparseProduct& produ
     const bool few = product.tokens <= kMostTokensByRows;
     cut_channels(few ? kRowColumns : way_ == Way::kSharedRows ? kTileTaskColumns : widest, buffers);
   }
-  // Narrow parts would round the values of a token several times.
+  // Each part of the columns rounds the values of its tokens.
   const bool by_tokens = way_ == Way::kIntegerTiles && product.tokens >= 2 * kFewestTileTaskTokens;
   cut_columns(by_tokens ? 1 : ceil_div(workers_, channel_tasks_), widest);
   if (way == Way::kRows || way == Way::kSharedRows) {
@@ -121,10 +120,6 @@ SparseMatMul::SparseMatMul(const InstructionSet& isa, const SparseProduct& produ
 size_t SparseMatMul::widest_task() const {
   if (way_ == Way::kRows) return kRowColumns;
   if (way_ == Way::kSharedRows) return kSharedTaskBytes * 8 / stored_bits(product_.weight.type);
-  if (way_ == Way::kIntegerTiles) {
-    const size_t columns = kStretchBlocks * product_.weight.block_size;
-    return std::clamp(columns, kFewestIntegerTaskColumns, kMostIntegerTaskColumns);
-  }
   return kTileTaskColumns;
 }
 
@@ -135,9 +130,9 @@ void SparseMatMul::cut_channels(size_t widest, CallBuffers& buffers) {
   sums_ = buffers.sums.reserve((channel_tasks_ - 1) * product_.tokens * product_.weight.columns);
 }
 
-// Into as many equal parts as keep all workers busy, of at most `widest` columns. A part begins with a block of codes.
+// Into as many equal parts as keep all workers busy, of at most `widest` columns.
 void SparseMatMul::cut_columns(size_t workers, size_t widest) {
-  const size_t unit = std::max(kColumnUnit, product_.weight.block_size);
+  const size_t unit = std::max(kColumnUnit, kBytesUnit * 8 / stored_bits(product_.weight.type));
   const size_t parts = ceil_div(ceil_div(product_.weight.columns, widest), workers) * workers;
   columns_per_task_ = ceil_div(ceil_div(product_.weight.columns, parts), unit) * unit;
   column_tasks_ = ceil_div(product_.weight.columns, columns_per_task_);

@@ -44,7 +44,6 @@ struct WorkerBuffers {
   AlignedBuffer<uint32_t> rows;
   AlignedBuffer<size_t> row_counts;
   AlignedBuffer<RoundedValues> rounded;
-  AlignedBuffer<BlockScales> scales;
 };
 
 // Few tokens add rows where they lie, each its own or all of them each row that one of them keeps. More of them share
@@ -95,7 +94,7 @@ class SparseMatMul {
   };
 
   size_t code_type() const {
-    return static_cast<size_t>(product_.weight.type) - static_cast<size_t>(WeightType::kInt8);
+    return static_cast<size_t>(product_.weight.type) - static_cast<size_t>(WeightType::kUInt8);
   }
   size_t widest_task() const;
   void cut_channels(size_t widest, CallBuffers& buffers);
@@ -109,12 +108,16 @@ class SparseMatMul {
   Rows rows_of_any_token(size_t block) const;
   void start_sums(const Task& task) const;
   void end_sums(const Task& task) const;
+  using AddRows = void (*)(const Weight&, size_t first_column, const Rows& add, const Rows& next, size_t columns,
+                           float* y);
   void add_rows(const Task& task) const;
+  void add_blocks(const Task& task, AddRows add) const;
+  void add_groups(const Task& task, AddRows add) const;
   void add_shared_rows(const Task& task, WorkerBuffers& buffers) const;
 
   void add_tiles(const Task& task, WorkerBuffers& buffers) const;
   void add_integer_tiles(const Task& task, WorkerBuffers& buffers) const;
-  void add_unrounded(const Part& part, const Rows& kept, uint32_t blocks, float* y) const;
+  void add_unrounded(const Part& part, const Rows& kept, uint32_t groups, float* y) const;
   size_t channels_of(size_t block) const;
   Prefetch prefetch_block(size_t block, const Task& task, size_t steps) const;
   void store_sums(const Task& task, const float* sums, size_t tile_columns) const;

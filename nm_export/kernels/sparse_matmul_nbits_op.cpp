@@ -1,9 +1,9 @@
 #include "sparse_matmul_nbits_op.h"
 
-#include <algorithm>
 #include <string>
 #include <utility>
 
+#include "portable/widen_half.h"
 #include "product_call.h"
 
 namespace nm_export {
@@ -19,25 +19,10 @@ constexpr int64_t kLargestBlock = 256;
 struct Kernel {
   ProductNode node;
   WeightType type;
+  bool half_scales;
   int64_t block_size;
-  bool symmetric;  // zero points are constants of the model, and all 0
   bool may_round;  // of SparseProduct
 };
-
-WeightType weight_type_of(ort::ElementType type) {
-  switch (type) {
-    case ort::kInt8:
-      return WeightType::kInt8;
-    case ort::kUInt8:
-      return WeightType::kUInt8;
-    case ort::kInt4:
-      return WeightType::kInt4;
-    default:
-      return WeightType::kUInt4;
-  }
-}
-
-bool has_4_bits(WeightType type) { return type == WeightType::kInt4 || type == WeightType::kUInt4; }
 
 int64_t block_size_of(const Api& api, const ort::KernelInfo* info, const std::string& node) {
   const int64_t size = int_attribute(api, info, node, "block_size", kSmallestBlock, kLargestBlock);
@@ -60,53 +45,48 @@ bool may_round(const Api& api, const ort::KernelInfo* info, const std::string& n
   return int_attribute(api, info, node, kAttribute, 0, kEightBits) == kEightBits;
 }
 
-// The unused half of the last byte counts too: ONNX says that it is 0.
-bool has_constant_zeros(const Api& api, const ort::KernelInfo* info, const std::string& node, WeightType type) {
-  int is_constant = 0;
-  const ort::Value* zero_points = nullptr;
-  check(api.KernelInfoGetConstantInput_tensor(info, kZeroPoints, &is_constant, &zero_points));
-  if (is_constant == 0 || zero_points == nullptr) return false;
-  size_t count = 1;
-  for (const int64_t size : shape_of(api, zero_points, node)) count *= static_cast<size_t>(size);
-  const auto* bytes = data_of<const uint8_t>(api, zero_points);
-  const size_t size = has_4_bits(type) ? (count + 1) / 2 : count;
-  return std::all_of(bytes, bytes + size, [](uint8_t byte) { return byte == 0; });
-}
-
 // The data of an input that must have one number for each block of the weight.
 const void* block_input(const Kernel& kernel, const ort::KernelContext* context, size_t index, const char* name,
-                        const Shape& expected) {
+                        const Shape& expected, const char* or_else) {
   const Api& api = *kernel.node.api;
   const Shape shape = kernel.node.inputs.shape(context, index);
   if (shape != expected) {
     fail(api, ort::kInvalidArgument,
-         kernel.node.name + ": " + name + " has shape " + shape_text(shape) + "; weight has K = " +
-             std::to_string(expected[0]) + " rows and blocks of " + std::to_string(kernel.block_size) +
-             " columns, so it must be " + shape_text(expected));
+         kernel.node.name + ": " + name + " has shape " + shape_text(shape) + "; weight has O = " +
+             std::to_string(expected[1]) + " columns and blocks of " + std::to_string(kernel.block_size) +
+             " rows, so it must be " + shape_text(expected) + or_else);
   }
   return data_of<const void>(api, kernel.node.inputs.value(context, index));
+}
+
+float one_number(const void* stored, bool is_half) {
+  if (is_half) return widen_half(*static_cast<const uint16_t*>(stored));
+  return *static_cast<const float*>(stored);
 }
 
 void compute(const Kernel& kernel, ort::KernelContext* context) {
   const ProductShapes shapes = product_shapes(kernel.node, context);
   const Api& api = *kernel.node.api;
   const int64_t columns = shapes.weight[1];
-  if (has_4_bits(kernel.type) && columns % 2 != 0) {
+  if (kernel.type == WeightType::kUInt4 && columns % 2 != 0) {
     fail(api, ort::kInvalidArgument,
          kernel.node.name + ": weight has O = " + std::to_string(columns) +
              " columns of 4 bits; O must be even, so that every row begins at a byte");
   }
-  const int64_t blocks = (columns + kernel.block_size - 1) / kernel.block_size;
-  const Shape per_block = {shapes.weight[0], blocks};
+  const Shape per_block = {(shapes.weight[0] + kernel.block_size - 1) / kernel.block_size, columns};
   Weight weight{};
   weight.type = kernel.type;
   weight.data = data_of<const void>(api, kernel.node.inputs.value(context, kWeightInput));
   weight.columns = static_cast<size_t>(columns);
-  weight.scales = static_cast<const float*>(block_input(kernel, context, kScales, "scales", per_block));
-  weight.zero_points = block_input(kernel, context, kZeroPoints, "zero_points", per_block);
-  if (kernel.symmetric) weight.zero_points = nullptr;
+  weight.half_scales = kernel.half_scales;
   weight.block_size = static_cast<size_t>(kernel.block_size);
-  weight.blocks = static_cast<size_t>(blocks);
+  weight.scales = block_input(kernel, context, kScales, "scales", per_block, "");
+  if (kernel.node.inputs.shape(context, kZeroPoints) == Shape{1}) {
+    const ort::Value* zero_point = kernel.node.inputs.value(context, kZeroPoints);
+    weight.zero_point = one_number(data_of<const void>(api, zero_point), kernel.half_scales);
+  } else {
+    weight.zero_points = block_input(kernel, context, kZeroPoints, "zero_points", per_block, " or [1]");
+  }
   multiply(kernel.node, context, shapes, weight, kBias, kernel.may_round);
 }
 
@@ -115,10 +95,11 @@ Status* create_kernel(const ort::CustomOp* op, const ort::ApiTable*, const ort::
   const Api& api = *self.api;
   return guarded(api, kName, [&] {
     ProductNode node = make_product_node(self, info);
-    const WeightType type = weight_type_of(self.inputs[kWeightInput]);
+    const WeightType type = self.inputs[kWeightInput] == ort::kUInt8 ? WeightType::kUInt8 : WeightType::kUInt4;
+    const bool half_scales = self.inputs[kScales] == ort::kFloat16;
     const std::string name = node.name;
-    const bool symmetric = has_constant_zeros(api, info, name, type);
-    *kernel = new Kernel{std::move(node), type, block_size_of(api, info, name), symmetric, may_round(api, info, name)};
+    const int64_t block_size = block_size_of(api, info, name);
+    *kernel = new Kernel{std::move(node), type, half_scales, block_size, may_round(api, info, name)};
   });
 }
 
@@ -131,9 +112,9 @@ void destroy_kernel(void* kernel) { delete static_cast<Kernel*>(kernel); }
 
 }  // namespace
 
-Operator make_nm_sparse_matmul_nbits_op(const Api* api, ort::ElementType value_type, ort::ElementType code_type) {
-  return make_operator(api, kName,
-                       {value_type, code_type, ort::kFloat, code_type, ort::kFloat, ort::kFloat, ort::kFloat},
+Operator make_nm_sparse_matmul_nbits_op(const Api* api, ort::ElementType value_type, ort::ElementType code_type,
+                                        ort::ElementType scale_type) {
+  return make_operator(api, kName, {value_type, code_type, scale_type, scale_type, ort::kFloat, ort::kFloat, ort::kFloat},
                        {value_type}, {create_kernel, compute_kernel, destroy_kernel, infer_product_shape});
 }
 

@@ -47,11 +47,20 @@ Rows SparseMatMul::rows_of_any_token(size_t block) const {
 
 void SparseMatMul::add_rows(const Task& task) const {
   const WeightType type = product_.weight.type;
-  const bool rounds = product_.may_round && type >= WeightType::kInt8;
+  const bool rounds = product_.may_round && type >= WeightType::kUInt8;
   const auto add = rounds ? integers_.add_rows[code_type()] : kernels_.add_rows[static_cast<size_t>(type)];
+  start_sums(task);
+  if (product_.tokens == 1 && type >= WeightType::kUInt8) {
+    add_groups(task, add);
+  } else {
+    add_blocks(task, add);
+  }
+  end_sums(task);
+}
+
+void SparseMatMul::add_blocks(const Task& task, AddRows add) const {
   const size_t stride = product_.weight.columns;
   float* const y = sums_of(task);
-  start_sums(task);
   for (size_t block = task.first_block; block < task.end_block; ++block) {
     const Rows next = rows_of_any_token(block + 1);  // behind the last one too: there a worker's next task begins
     for (size_t t = 0; t < task.tokens; ++t) {
@@ -60,7 +69,26 @@ void SparseMatMul::add_rows(const Task& task) const {
       add(product_.weight, task.first_column, rows_of(block, t), share, task.columns, y + t * stride);
     }
   }
-  end_sums(task);
+}
+
+// One token, codes: by groups of channels that share scales, so that the rows of one and of the next, which are
+// prefetched, fit the first-level cache.
+void SparseMatMul::add_groups(const Task& task, AddRows add) const {
+  const size_t size = std::min(product_.weight.block_size, kBlockChannels);
+  const Rows first = rows_of(task.first_block, 0);
+  const Rows last = rows_of(task.end_block - 1, 0);
+  const uint32_t* const end = last.row + last.count;
+  const auto group_from = [&](const uint32_t* row) {
+    Rows group{row, first.value + (row - first.row), 0};
+    while (row + group.count < end && row[group.count] / size == *row / size) ++group.count;
+    return group;
+  };
+  float* const y = sums_of(task);
+  for (Rows group = group_from(first.row); group.count > 0;) {
+    const Rows next = group_from(group.row + group.count);
+    add(product_.weight, task.first_column, group, next, task.columns, y);
+    group = next;
+  }
 }
 
 }  // namespace nm_export

@@ -1,132 +1,111 @@
-// AVX2: products of bytes are added in pairs of 16 bits, which must not saturate.
+// AVX2: products of bytes are added in pairs of 16 bits, eight pairs before these could overflow.
 #include <immintrin.h>
 
+#include "avx2/half_numbers.h"
 #include "integer_kernels_impl.h"
 
 namespace nm_export {
 namespace {
 
-// The sums of four neighbouring bytes without sign, times those of `values`, which have one.
-template <size_t kBits>
-__m256i add_products(__m256i sums, __m256i codes, __m256i values) {
-  const __m256i ones = _mm256_set1_epi16(1);
-  if (kBits == 4) return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(codes, values), ones));
-  const __m256i top = _mm256_set1_epi8(-128);
-  const __m256i low = _mm256_maddubs_epi16(_mm256_andnot_si256(top, codes), values);
-  const __m256i high = _mm256_maddubs_epi16(_mm256_and_si256(top, codes), values);
-  const __m256i both = _mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
-  return _mm256_add_epi32(sums, both);
+// 8 pairs of 127 * 15 are 30,480: the sums of so many quads of rows fit 16 bits.
+constexpr size_t kQuadsAtOnce = 4;
+
+__m256 load_numbers(const float* source) { return _mm256_loadu_ps(source); }
+__m256 load_numbers(const Float16* source) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
 }
 
-// Four rows, of which every number of 32 bits holds the four bytes of a column (of two columns of 4 bits).
-struct Columns {
-  __m256i at[4];
+// Sums of 32 bytes of some rows, 16 bits each: of their low and of their high halves, with bytes 0 to 7 and 16 to 23 in
+// `first`, the others in `second`.
+struct HalfSums {
+  __m256i low_first = _mm256_setzero_si256();
+  __m256i high_first = _mm256_setzero_si256();
+  __m256i low_second = _mm256_setzero_si256();
+  __m256i high_second = _mm256_setzero_si256();
 };
 
-Columns interleaved(const uint8_t* const* rows, size_t offset, int flipped) {
-  const __m256i flip = _mm256_set1_epi8(static_cast<char>(flipped));
-  __m256i row[4];
+inline void add_pair(const uint8_t* row, const uint8_t* other, const uint32_t* pair, HalfSums& sums) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  const __m256i values = _mm256_set1_epi32(static_cast<int>(*pair));
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row));
+  const __m256i others = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(other));
+  const auto low = [&](__m256i both) { return _mm256_maddubs_epi16(_mm256_and_si256(both, mask), values); };
+  const __m256i first = _mm256_unpacklo_epi8(bytes, others);
+  const __m256i second = _mm256_unpackhi_epi8(bytes, others);
+  sums.low_first = _mm256_add_epi16(sums.low_first, low(first));
+  sums.high_first = _mm256_add_epi16(sums.high_first, low(_mm256_srli_epi16(first, 4)));
+  sums.low_second = _mm256_add_epi16(sums.low_second, low(second));
+  sums.high_second = _mm256_add_epi16(sums.high_second, low(_mm256_srli_epi16(second, 4)));
+}
+
+__m256i wide_low(__m256i v) { return _mm256_cvtepi16_epi32(_mm256_castsi256_si128(v)); }
+__m256i wide_high(__m256i v) { return _mm256_cvtepi16_epi32(_mm256_extracti128_si256(v, 1)); }
+
+// The two halves of a byte are two columns.
+void widen_columns(const HalfSums& sums, __m256i (&columns)[8]) {
+  const __m256i in_turn[4] = {_mm256_unpacklo_epi16(sums.low_first, sums.high_first),
+                              _mm256_unpackhi_epi16(sums.low_first, sums.high_first),
+                              _mm256_unpacklo_epi16(sums.low_second, sums.high_second),
+                              _mm256_unpackhi_epi16(sums.low_second, sums.high_second)};
   for (size_t i = 0; i < 4; ++i) {
-    row[i] = _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(rows[i] + offset)), flip);
-  }
-  const __m256i low_01 = _mm256_unpacklo_epi8(row[0], row[1]);
-  const __m256i low_23 = _mm256_unpacklo_epi8(row[2], row[3]);
-  const __m256i high_01 = _mm256_unpackhi_epi8(row[0], row[1]);
-  const __m256i high_23 = _mm256_unpackhi_epi8(row[2], row[3]);
-  return {{_mm256_unpacklo_epi16(low_01, low_23), _mm256_unpackhi_epi16(low_01, low_23),
-           _mm256_unpacklo_epi16(high_01, high_23), _mm256_unpackhi_epi16(high_01, high_23)}};
-}
-
-// Which block each number of 32 bits belongs to: the two halves are `half` columns long and begin with column `first`.
-__m256i blocks_of(size_t half, size_t first, size_t block_size) {
-  const auto low = static_cast<int>(first / block_size);
-  const auto high = static_cast<int>((half + first) / block_size);
-  return _mm256_setr_epi32(low, low, low, low, high, high, high, high);
-}
-
-__m256i of_blocks(const void* numbers, __m256i blocks) {
-  return _mm256_permutevar8x32_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(numbers)), blocks);
-}
-
-__m256 scaled(const RoundedValues& rounded, size_t block, __m256i blocks, __m256i sums) {
-  const __m256 step = _mm256_castsi256_ps(of_blocks(rounded.step + block, blocks));
-  return _mm256_mul_ps(step, _mm256_cvtepi32_ps(_mm256_sub_epi32(sums, of_blocks(rounded.zero + block, blocks))));
-}
-
-void add_to(float* y, __m256 sums) { _mm256_storeu_ps(y, _mm256_add_ps(_mm256_loadu_ps(y), sums)); }
-
-// To 16 columns from `columns` and 16 from `columns` + `half` on: numbers of which `low` holds 0 to 3, and so on.
-void add_halves(float* y, size_t half, const __m256* v) {
-  for (size_t i = 0; i < 4; i += 2) {
-    add_to(y + i * 4, _mm256_permute2f128_ps(v[i], v[i + 1], 0x20));
-    add_to(y + half + i * 4, _mm256_permute2f128_ps(v[i], v[i + 1], 0x31));
+    columns[i] = _mm256_add_epi32(columns[i], wide_low(in_turn[i]));
+    columns[4 + i] = _mm256_add_epi32(columns[4 + i], wide_high(in_turn[i]));
   }
 }
 
-template <size_t kBits, bool kSigned>
-struct Avx2Dots {
-  using Rounder = nm_export::Rounder<kBits, kSigned>;
-  static constexpr size_t kStep = 32;
+// The two halves of a byte are one code.
+void widen_columns(const HalfSums& sums, __m256i (&columns)[4]) {
+  const auto add = [](__m256i sum, __m256i low, __m256i high) {
+    return _mm256_add_epi32(sum, _mm256_add_epi32(low, _mm256_slli_epi32(high, 4)));
+  };
+  columns[0] = add(columns[0], wide_low(sums.low_first), wide_low(sums.high_first));
+  columns[1] = add(columns[1], wide_low(sums.low_second), wide_low(sums.high_second));
+  columns[2] = add(columns[2], wide_high(sums.low_first), wide_high(sums.high_first));
+  columns[3] = add(columns[3], wide_high(sums.low_second), wide_high(sums.high_second));
+}
+
+template <size_t kBits>
+struct Dots : HalfNumbers {
+  static constexpr size_t kStep = 32 * 8 / kBits;
   static constexpr bool kReadsParts = false;
-  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
-  template <class Prefetch>
-  static void add(const uint8_t* const* rows, size_t offset, size_t, size_t quads, const RoundedValues& rounded,
-                  size_t block, size_t block_size, float* y, Prefetch& prefetch) {
+  template <class Scale, class Prefetch>
+  static void add(const RoundedRows& rows, const uint8_t* const* codes, size_t offset, const GroupScales<Scale>& scales,
+                  size_t column, size_t, float* y, Prefetch& prefetch) {
+    constexpr size_t kVectors = kStep / 8;
     Prefetch next = prefetch;
-    const __m256i blocks = blocks_of(16, 0, block_size);
-    __m256i sums[4] = {};
-    for (size_t g = 0; g < quads; ++g) {
-      next.step();
-      const Columns columns = interleaved(rows + g * kQuad, offset, kSigned ? 0x80 : 0);
-      const __m256i values = of_blocks(rounded.quads[g] + block, blocks);
-      for (size_t i = 0; i < 4; ++i) sums[i] = add_products<8>(sums[i], columns.at[i], values);
-    }
-    prefetch = next;
-    __m256 v[4];
-    for (size_t i = 0; i < 4; ++i) v[i] = scaled(rounded, block, blocks, sums[i]);
-    add_halves(y, 16, v);
-  }
-};
-
-template <bool kSigned>
-struct Avx2Dots<4, kSigned> {
-  using Rounder = nm_export::Rounder<4, kSigned>;
-  static constexpr size_t kStep = 64;
-  static constexpr bool kReadsParts = false;
-  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
-  template <class Prefetch>
-  static void add(const uint8_t* const* rows, size_t offset, size_t, size_t quads, const RoundedValues& rounded,
-                  size_t block, size_t block_size, float* y, Prefetch& prefetch) {
-    Prefetch next = prefetch;
-    const __m256i mask = _mm256_set1_epi8(15);
-    const __m256i blocks[2] = {blocks_of(32, 0, block_size), blocks_of(32, 16, block_size)};
-    __m256i even[4] = {};
-    __m256i odd[4] = {};
-    for (size_t g = 0; g < quads; ++g) {
-      next.step();
-      const Columns pairs = interleaved(rows + g * kQuad, offset, kSigned ? 0x88 : 0);
-      for (size_t i = 0; i < 4; ++i) {
-        const __m256i values = of_blocks(rounded.quads[g] + block, blocks[i / 2]);
-        even[i] = add_products<4>(even[i], _mm256_and_si256(pairs.at[i], mask), values);
-        odd[i] = add_products<4>(odd[i], _mm256_and_si256(_mm256_srli_epi16(pairs.at[i], 4), mask), values);
+    for (size_t g = 0; g < rows.group_count; ++g) {
+      const RoundedGroup& group = rows.groups[g];
+      __m256i integers[kVectors];
+      for (size_t i = 0; i < kVectors; ++i) integers[i] = _mm256_setzero_si256();
+      for (size_t q = 0; q < group.quad_count; q += kQuadsAtOnce) {
+        const size_t end = group.quad_count - q < kQuadsAtOnce ? group.quad_count : q + kQuadsAtOnce;
+        HalfSums sums;
+        for (size_t i = q; i < end; ++i) {
+          next.step();
+          const uint8_t* const* row = codes + group.first_row + i * kQuad;
+          add_pair(row[0] + offset, row[1] + offset, group.pairs + 2 * i, sums);
+          add_pair(row[2] + offset, row[3] + offset, group.pairs + 2 * i + 1, sums);
+        }
+        widen_columns(sums, integers);
+      }
+      const __m256 step = _mm256_set1_ps(group.step);
+      const __m256 sum = _mm256_set1_ps(group.sum);
+      const Scale* zero_points = scales.zero_points[g];
+      __m256 zero_point = _mm256_set1_ps(scales.zero_point);
+      for (size_t i = 0; i < kVectors; ++i) {
+        const size_t c = column + i * 8;
+        if (zero_points != nullptr) zero_point = load_numbers(zero_points + c);
+        const __m256 number = _mm256_fnmadd_ps(zero_point, sum, _mm256_cvtepi32_ps(integers[i]));
+        const __m256 scale = _mm256_mul_ps(step, load_numbers(scales.scales[g] + c));
+        _mm256_storeu_ps(y + i * 8, _mm256_fmadd_ps(scale, number, _mm256_loadu_ps(y + i * 8)));
       }
     }
     prefetch = next;
-    for (size_t h = 0; h < 2; ++h) {
-      __m256 v[4];
-      for (size_t i = 0; i < 2; ++i) {
-        const __m256 low = scaled(rounded, block, blocks[h], even[h * 2 + i]);
-        const __m256 high = scaled(rounded, block, blocks[h], odd[h * 2 + i]);
-        v[i * 2] = _mm256_unpacklo_ps(low, high);
-        v[i * 2 + 1] = _mm256_unpackhi_ps(low, high);
-      }
-      add_halves(y + h * 16, 32, v);
-    }
   }
 };
 
 }  // namespace
 
-const IntegerKernels kAvx2Integers = integer_kernels<Avx2Dots>(nullptr);
+const IntegerKernels kAvx2Integers = integer_kernels<Dots>(nullptr);
 
 }  // namespace nm_export

@@ -3,6 +3,6 @@
 
 namespace nm_export {
 
-const ProductKernels kAvx2Products = product_kernels<Avx2Products, Avx2Codes>();
+const ProductKernels kAvx2Products = product_kernels<Avx2Products>();
 
 }  // namespace nm_export

@@ -3,7 +3,8 @@
 
 #include <immintrin.h>
 
-#include "avx512/rounding.h"
+#include "avx2/half_numbers.h"
+#include "integer_kernels_impl.h"
 
 namespace nm_export {
 namespace {
@@ -27,117 +28,109 @@ inline Columns interleaved(const uint8_t* const* rows, size_t offset, size_t byt
            _mm512_unpacklo_epi16(high_01, high_23), _mm512_unpackhi_epi16(high_01, high_23)}};
 }
 
-// (bytes ^ flip) & mask
-inline __m512i low_bits(__m512i bytes, __m512i flip, __m512i mask) {
-  return _mm512_ternarylogic_epi32(bytes, flip, mask, 0x28);
-}
-
-// Which block each number of 32 bits belongs to: a quarter is `quarter` columns long and begins with column `first`.
-inline __m512i blocks_of(size_t quarter, size_t first, size_t block_size) {
-  const __m512i quarters = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  const __m512i columns = _mm512_mullo_epi32(quarters, _mm512_set1_epi32(static_cast<int>(quarter)));
-  const __m512i from_first = _mm512_add_epi32(columns, _mm512_set1_epi32(static_cast<int>(first)));
-  // The quotient of small numbers by a power of two.
-  const __m512 inverse = _mm512_set1_ps(1.0f / static_cast<float>(block_size));
-  return _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(from_first), inverse));
-}
-
-inline __m512i of_blocks(const void* numbers, __m512i blocks) {
-  return _mm512_permutexvar_epi32(blocks, _mm512_loadu_si512(numbers));
-}
-
-inline __m512 scaled(const RoundedValues& rounded, size_t block, __m512i blocks, __m512i sums) {
-  const __m512 step = _mm512_castsi512_ps(of_blocks(rounded.step + block, blocks));
-  return _mm512_mul_ps(step, _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, of_blocks(rounded.zero + block, blocks))));
-}
-
-inline void add_to(float* y, __m512 sums) { _mm512_storeu_ps(y, _mm512_add_ps(_mm512_loadu_ps(y), sums)); }
-
 // Vector q of `turned` is quarter q of the four vectors in turn.
-inline void turn_quarters(const __m512* v, __m512* turned) {
-  const __m512 low_01 = _mm512_shuffle_f32x4(v[0], v[1], 0x44);
-  const __m512 low_23 = _mm512_shuffle_f32x4(v[2], v[3], 0x44);
-  const __m512 high_01 = _mm512_shuffle_f32x4(v[0], v[1], 0xee);
-  const __m512 high_23 = _mm512_shuffle_f32x4(v[2], v[3], 0xee);
-  turned[0] = _mm512_shuffle_f32x4(low_01, low_23, 0x88);
-  turned[1] = _mm512_shuffle_f32x4(low_01, low_23, 0xdd);
-  turned[2] = _mm512_shuffle_f32x4(high_01, high_23, 0x88);
-  turned[3] = _mm512_shuffle_f32x4(high_01, high_23, 0xdd);
+inline void turn_quarters(const __m512i* v, __m512i* turned) {
+  const __m512i low_01 = _mm512_shuffle_i32x4(v[0], v[1], 0x44);
+  const __m512i low_23 = _mm512_shuffle_i32x4(v[2], v[3], 0x44);
+  const __m512i high_01 = _mm512_shuffle_i32x4(v[0], v[1], 0xee);
+  const __m512i high_23 = _mm512_shuffle_i32x4(v[2], v[3], 0xee);
+  turned[0] = _mm512_shuffle_i32x4(low_01, low_23, 0x88);
+  turned[1] = _mm512_shuffle_i32x4(low_01, low_23, 0xdd);
+  turned[2] = _mm512_shuffle_i32x4(high_01, high_23, 0x88);
+  turned[3] = _mm512_shuffle_i32x4(high_01, high_23, 0xdd);
 }
 
-// Quarter q of the four vectors in turn are 16 columns from column q * quarter on.
-inline void add_quarters(float* y, size_t quarter, const __m512* v) {
-  __m512 turned[4];
-  turn_quarters(v, turned);
-  for (size_t q = 0; q < 4; ++q) add_to(y + quarter * q, turned[q]);
+// The lanes from number `first` on that are among `count`.
+inline __mmask16 lanes_of(size_t first, size_t count) {
+  if (first >= count) return 0;
+  return static_cast<__mmask16>(count - first >= 16 ? 0xffffu : (1u << (count - first)) - 1);
 }
 
-struct ToSecondLevel {
-  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
-};
+inline __m512 load_numbers(const float* source, __mmask16 lanes) { return _mm512_maskz_loadu_ps(lanes, source); }
+inline __m512 load_numbers(const Float16* source, __mmask16 lanes) {
+  // Without AVX-512VL there are no masks for shorter vectors.
+  const __m512i halves = _mm512_maskz_loadu_epi16(lanes, source);
+  return _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+}
 
-// Products::add<bits>(sums, codes, values) adds four neighbouring bytes of `codes`, without sign and of so many bits,
-// times those of `values`, which have one, to each number of `sums`.
-template <class Products, size_t kBits, bool kSigned>
-struct Avx512Dots : ToSecondLevel {
-  using Rounder = Avx512Rounder<kBits, kSigned>;
-  static constexpr size_t kStep = 64;
+// y += step * scale * (integers - zero point * sum) in some lanes.
+inline void add_scaled(float* y, __mmask16 lanes, __m512i integers, __m512 zero_point, __m512 sum, __m512 scale) {
+  const __m512 number = _mm512_fnmadd_ps(zero_point, sum, _mm512_cvtepi32_ps(integers));
+  _mm512_mask_storeu_ps(y, lanes, _mm512_fmadd_ps(scale, number, _mm512_maskz_loadu_ps(lanes, y)));
+}
+
+// Products::Sums<bits> are the sums of a vector of columns:
+//
+//   add(codes, values)   of four neighbouring bytes without sign, times those of `values`, which have one
+//   codes()              of 8 bits: the sums
+//   low(), high()        of 4 bits: those of the low and of the high halves of bytes
+template <class Products, size_t kBits>
+struct Avx512Dots : HalfNumbers {
+  static constexpr size_t kStep = 64 * 8 / kBits;
   static constexpr bool kReadsParts = true;
-  template <class Prefetch>
-  static void add(const uint8_t* const* rows, size_t offset, size_t bytes, size_t quads, const RoundedValues& rounded,
-                  size_t block, size_t block_size, float* y, Prefetch& prefetch) {
-    Prefetch next = prefetch;
-    const __m512i flip = _mm512_set1_epi8(kSigned ? -128 : 0);
-    const __m512i blocks = blocks_of(16, 0, block_size);
-    __m512i sums[4] = {};
-    for (size_t g = 0; g < quads; ++g) {
-      next.step();
-      const Columns columns = interleaved(rows + g * kQuad, offset, bytes);
-      const __m512i values = of_blocks(rounded.quads[g] + block, blocks);
-      for (size_t i = 0; i < 4; ++i) {
-        sums[i] = Products::template add<8>(sums[i], _mm512_xor_si512(columns.at[i], flip), values);
-      }
+  template <class Scale, class Prefetch>
+  static void add(const RoundedRows& rows, const uint8_t* const* codes, size_t offset, const GroupScales<Scale>& scales,
+                  size_t column, size_t columns, float* y, Prefetch& prefetch) {
+    if (columns == kStep) {  // with masks that the compiler knows
+      add_columns<Scale>(rows, codes, offset, scales, column, kStep, y, prefetch);
+    } else {
+      add_columns<Scale>(rows, codes, offset, scales, column, columns, y, prefetch);
     }
-    prefetch = next;
-    __m512 v[4];
-    for (size_t i = 0; i < 4; ++i) v[i] = scaled(rounded, block, blocks, sums[i]);
-    add_quarters(y, 16, v);
   }
-};
 
-template <class Products, bool kSigned>
-struct Avx512Dots<Products, 4, kSigned> : ToSecondLevel {
-  using Rounder = Avx512Rounder<4, kSigned>;
-  static constexpr size_t kStep = 128;
-  static constexpr bool kReadsParts = true;
-  template <class Prefetch>
-  static void add(const uint8_t* const* rows, size_t offset, size_t bytes, size_t quads, const RoundedValues& rounded,
-                  size_t block, size_t block_size, float* y, Prefetch& prefetch) {
+ private:
+  using Sums = typename Products::template Sums<kBits>;
+
+  template <class Scale, class Prefetch>
+#ifdef __GNUC__
+  __attribute__((always_inline))
+#endif
+  static inline void
+  add_columns(const RoundedRows& rows, const uint8_t* const* codes, size_t offset, const GroupScales<Scale>& scales,
+              size_t column, size_t columns, float* y, Prefetch& prefetch) {
+    constexpr size_t kVectors = kStep / 16;
     Prefetch next = prefetch;
-    const __m512i flip = _mm512_set1_epi8(kSigned ? 8 : 0);
-    const __m512i mask = _mm512_set1_epi8(15);
-    const __m512i blocks[2] = {blocks_of(32, 0, block_size), blocks_of(32, 16, block_size)};
-    __m512i even[4] = {};
-    __m512i odd[4] = {};
-    for (size_t g = 0; g < quads; ++g) {
-      next.step();
-      const Columns pairs = interleaved(rows + g * kQuad, offset, bytes);
-      for (size_t i = 0; i < 4; ++i) {
-        const __m512i values = of_blocks(rounded.quads[g] + block, blocks[i / 2]);
-        even[i] = Products::template add<4>(even[i], low_bits(pairs.at[i], flip, mask), values);
-        odd[i] = Products::template add<4>(odd[i], low_bits(_mm512_srli_epi16(pairs.at[i], 4), flip, mask), values);
+    for (size_t g = 0; g < rows.group_count; ++g) {
+      const RoundedGroup& group = rows.groups[g];
+      Sums sums[4];
+      for (size_t q = 0; q < group.quad_count; ++q) {
+        next.step();
+        const Columns four = interleaved(codes + group.first_row + q * kQuad, offset, columns * kBits / 8);
+        const __m512i values = _mm512_set1_epi32(static_cast<int>(group.quads[q]));
+        for (size_t i = 0; i < 4; ++i) sums[i].add(four.at[i], values);
+      }
+      __m512i integers[kVectors];
+      in_order(sums, integers);
+      const __m512 step = _mm512_set1_ps(group.step);
+      const __m512 sum = _mm512_set1_ps(group.sum);
+      const Scale* zero_points = scales.zero_points[g];
+      __m512 zero_point = _mm512_set1_ps(scales.zero_point);
+      for (size_t i = 0; i < kVectors; ++i) {
+        const __mmask16 lanes = lanes_of(i * 16, columns);
+        if (zero_points != nullptr) zero_point = load_numbers(zero_points + column + i * 16, lanes);
+        const __m512 scale = _mm512_mul_ps(step, load_numbers(scales.scales[g] + column + i * 16, lanes));
+        add_scaled(y + i * 16, lanes, integers[i], zero_point, sum, scale);
       }
     }
     prefetch = next;
+  }
+
+  static void in_order(const Sums (&sums)[4], __m512i (&integers)[4]) {
+    const __m512i codes[4] = {sums[0].codes(), sums[1].codes(), sums[2].codes(), sums[3].codes()};
+    turn_quarters(codes, integers);
+  }
+  static void in_order(const Sums (&sums)[4], __m512i (&integers)[8]) {
     for (size_t h = 0; h < 2; ++h) {
-      __m512 v[4];
+      __m512i in_turn[4];
       for (size_t i = 0; i < 2; ++i) {
-        const __m512 low = scaled(rounded, block, blocks[h], even[h * 2 + i]);
-        const __m512 high = scaled(rounded, block, blocks[h], odd[h * 2 + i]);
-        v[i * 2] = _mm512_unpacklo_ps(low, high);
-        v[i * 2 + 1] = _mm512_unpackhi_ps(low, high);
+        const __m512i low = sums[h * 2 + i].low();
+        const __m512i high = sums[h * 2 + i].high();
+        in_turn[i * 2] = _mm512_unpacklo_epi32(low, high);
+        in_turn[i * 2 + 1] = _mm512_unpackhi_epi32(low, high);
       }
-      add_quarters(y + h * 16, 32, v);
+      __m512i turned[4];
+      turn_quarters(in_turn, turned);
+      for (size_t q = 0; q < 4; ++q) integers[q * 2 + h] = turned[q];
     }
   }
 };

@@ -1,7 +1,7 @@
 // AVX-512 F, BW and DQ: sixteen lanes, tiles of 64 x 128 weights: two thirds of a first-level cache of 48 KiB.
 #include <immintrin.h>
+#include <string.h>
 
-#include "avx2/product_lanes.h"
 #include "product_kernels_impl.h"
 
 namespace nm_export {
@@ -28,6 +28,19 @@ struct Avx512Products {
   static uint32_t nonzero(Float v) { return _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_UQ); }
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
 
+  // Eight codes of 4 bits are one number of 32, from which every lane takes its own.
+  template <size_t kBits>
+  static Float codes(const uint8_t* bytes) {
+    if (kBits == 8) {
+      return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
+    }
+    int32_t halves[2];
+    memcpy(halves, bytes, sizeof halves);
+    const __m512i all = _mm512_inserti64x4(_mm512_set1_epi32(halves[0]), _mm256_set1_epi32(halves[1]), 1);
+    const __m512i shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srlv_epi32(all, shifts), _mm512_set1_epi32(15)));
+  }
+
   static uint64_t compact(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     uint64_t mask = 0;
@@ -47,87 +60,8 @@ struct Avx512Products {
   }
 };
 
-struct Avx512Codes {
-  template <size_t bits, bool is_signed, bool has_zero_points>
-  struct Adder : CodeFormat<bits, is_signed, has_zero_points> {
-    static constexpr size_t kStep = 16;
-    using Narrow = Adder;
-    using Sums = __m512;
-    using Row = __m512;
-    struct Block {
-      __m512 factor;
-      __m512i zero_point;
-    };
-
-    static Sums zeros() { return _mm512_setzero_ps(); }
-    static Sums load(const float* y) { return _mm512_loadu_ps(y); }
-    static void store(float* y, Sums sums) { _mm512_storeu_ps(y, sums); }
-    static Row row(float value) { return _mm512_set1_ps(value); }
-    static Block block(Row row, float scale, int zero_point) {
-      return {_mm512_mul_ps(row, _mm512_set1_ps(scale)), _mm512_set1_epi32(zero_point)};
-    }
-    static Sums add(const Block& block, const uint8_t* codes, Sums sums) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
-      __m512i integers = is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
-      if (has_zero_points) integers = _mm512_sub_epi32(integers, block.zero_point);
-      return _mm512_fmadd_ps(block.factor, _mm512_cvtepi32_ps(integers), sums);
-    }
-  };
-
-  // The products of the sixteen codes are looked up: a permutation looks at the low four bits of its indices only. The
-  // sums of even and of odd columns are apart, as low and high halves of bytes come.
-  template <bool is_signed, bool has_zero_points>
-  struct Adder<4, is_signed, has_zero_points> : CodeFormat<4, is_signed, has_zero_points> {
-    static constexpr size_t kStep = 32;
-    using Narrow = Avx2Codes::Adder<4, is_signed, has_zero_points>;
-    struct Sums {
-      __m512 even;
-      __m512 odd;
-    };
-    using Row = __m512;
-    using Block = __m512;
-
-    static Sums zeros() { return {_mm512_setzero_ps(), _mm512_setzero_ps()}; }
-    static Sums load(const float* y) {
-      const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-      const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-      const __m512 low = _mm512_loadu_ps(y);
-      const __m512 high = _mm512_loadu_ps(y + 16);
-      return {_mm512_permutex2var_ps(low, even, high), _mm512_permutex2var_ps(low, odd, high)};
-    }
-    static void store(float* y, const Sums& sums) {
-      const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-      const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-      _mm512_storeu_ps(y, _mm512_permutex2var_ps(sums.even, low, sums.odd));
-      _mm512_storeu_ps(y + 16, _mm512_permutex2var_ps(sums.even, high, sums.odd));
-    }
-    static Row row(float value) {
-      const __m512 broadcast = _mm512_set1_ps(value);
-      return has_zero_points ? broadcast : _mm512_mul_ps(broadcast, codes_in_order());
-    }
-    static Block block(Row row, float scale, int zero_point) {
-      const __m512 scaled = _mm512_mul_ps(row, _mm512_set1_ps(scale));
-      if (!has_zero_points) return scaled;
-      const __m512 shift = _mm512_set1_ps(static_cast<float>(zero_point));
-      return _mm512_mul_ps(_mm512_sub_ps(codes_in_order(), shift), scaled);
-    }
-    static Sums add(Block products, const uint8_t* codes, const Sums& sums) {
-      const __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
-      return {_mm512_add_ps(sums.even, _mm512_permutexvar_ps(pairs, products)),
-              _mm512_add_ps(sums.odd, _mm512_permutexvar_ps(_mm512_srli_epi32(pairs, 4), products))};
-    }
-
-   private:
-    // What the bits 0 to 15 mean.
-    static __m512 codes_in_order() {
-      return is_signed ? _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1)
-                       : _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    }
-  };
-};
-
 }  // namespace
 
-const ProductKernels kAvx512Products = product_kernels<Avx512Products, Avx512Codes>();
+const ProductKernels kAvx512Products = product_kernels<Avx512Products>();
 
 }  // namespace nm_export

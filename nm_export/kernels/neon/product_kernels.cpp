@@ -1,6 +1,7 @@
 // NEON of aarch64: pairs of vectors, so that a token has 16 sums of its own in the 32 registers, as many as several
 // multiply-add units need to stay busy; tiles of 64 x 64 weights, half of a first-level cache of 32 KiB.
 #include <arm_neon.h>
+#include <string.h>
 #ifdef _MSC_VER
 #include <intrin.h>
 #endif
@@ -53,11 +54,28 @@ struct NeonProducts {
   static void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
 #endif
 
+  template <size_t kBits>
+  static Float codes(const uint8_t* bytes) {
+    uint16x8_t integers;
+    if (kBits == 8) {
+      integers = vmovl_u8(vld1_u8(bytes));
+    } else {
+      const uint8x8_t pairs = vcreate_u8(load_four(bytes));
+      integers = vmovl_u8(vzip1_u8(vand_u8(pairs, vdup_n_u8(15)), vshr_n_u8(pairs, 4)));
+    }
+    return {vcvtq_f32_u32(vmovl_u16(vget_low_u16(integers))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(integers)))};
+  }
+
   static uint64_t compact(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {
     return compact_one_by_one(v, channels, first, row, value);
   }
 
  private:
+  static uint32_t load_four(const uint8_t* bytes) {
+    uint32_t all;
+    memcpy(&all, bytes, sizeof all);
+    return all;
+  }
   static uint16x8_t load_bits(const void* source) { return vld1q_u16(static_cast<const uint16_t*>(source)); }
 };
 

@@ -40,6 +40,10 @@ struct PortableProducts {
     return mask;
   }
   static void prefetch(const void*) {}
+  template <size_t kBits>
+  static Float codes(const uint8_t* bytes) {
+    return each([=](size_t i) { return float_code_at<kBits>(bytes, i); });
+  }
 
   static uint64_t compact(const float* v, size_t channels, size_t first, uint32_t* row, float* value) {
     return compact_one_by_one(v, channels, first, row, value);

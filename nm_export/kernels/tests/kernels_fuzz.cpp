@@ -328,16 +328,16 @@ struct ProductCall {
   size_t tokens = 0;
   size_t channels = 0;
   Weight weight{};
-  std::vector<float> values, bias, token_shift, offset, scales;
-  std::vector<uint8_t> codes, zero_points;
+  std::vector<float> values, bias, token_shift, offset;
+  std::vector<uint8_t> codes, scales, zero_points;
 };
 
 ProductCall product_call(FuzzedDataProvider& data, WeightType type) {
   ProductCall call;
   Weight& weight = call.weight;
   weight.type = type;
-  const bool quantized = type >= WeightType::kInt8;
-  const bool nibbles = type >= WeightType::kInt4;
+  const bool quantized = type >= WeightType::kUInt8;
+  const bool nibbles = type == WeightType::kUInt4;
   call.tokens = data.ConsumeBool() ? data.ConsumeIntegralInRange<size_t>(1, 12)
                                    : data.ConsumeIntegralInRange<size_t>(1, 80);
   call.channels = data.ConsumeIntegralInRange<size_t>(1, data.ConsumeIntegralInRange(0, 7) == 0 ? 2500 : 200);
@@ -376,38 +376,63 @@ ProductCall product_call(FuzzedDataProvider& data, WeightType type) {
     return call;
   }
   weight.block_size = block_size;
-  weight.blocks = (weight.columns + block_size - 1) / block_size;
-  call.scales.resize(call.channels * weight.blocks);
-  for (float& scale : call.scales) scale = numbers.moderate();
+  weight.half_scales = (numbers.bits() & 1u) != 0;
+  const size_t blocks = (call.channels + block_size - 1) / block_size * weight.columns;
+  const auto store = [&](float number, std::vector<uint8_t>& bytes, size_t index) {
+    if (weight.half_scales) {  // of -1 to 1
+      const auto half = static_cast<uint16_t>((numbers.bits() & 0x83ffu) | (numbers.bits() % 16) << 10);
+      std::memcpy(bytes.data() + 2 * index, &half, sizeof half);
+    } else {
+      std::memcpy(bytes.data() + 4 * index, &number, sizeof number);
+    }
+  };
+  call.scales.resize(blocks * (weight.half_scales ? 2 : 4));
+  for (size_t i = 0; i < blocks; ++i) store(numbers.moderate(), call.scales, i);
   weight.scales = call.scales.data();
+  weight.zero_point = static_cast<float>(numbers.bits() % 256);
   if (with_zero_points) {
-    call.zero_points.resize((call.scales.size() * bits + 7) / 8);
-    for (uint8_t& byte : call.zero_points) byte = static_cast<uint8_t>(numbers.bits());
+    call.zero_points.resize(call.scales.size());
+    const bool whole = numbers.bits() % 2 == 0;
+    for (size_t i = 0; i < blocks; ++i) {
+      const auto code = static_cast<float>(numbers.bits() % 256);
+      store(whole ? code : code / 7.0f, call.zero_points, i);
+    }
     weight.zero_points = call.zero_points.data();
   }
   return call;
 }
 
-// By how much a product with codes may change where values are rounded to 8 bits: in each block of channels, half a step
-// of the grid that spans the largest value times scale, for every code.
+// By how much a product with codes may change where values are rounded to 8 bits: in each group of channels, half a step
+// of the grid that spans the largest value, for every code.
 double rounding_error(const ProductCall& call, size_t token, size_t column) {
   const Weight& weight = call.weight;
+  const size_t group = std::min(weight.block_size, kBlockChannels);
   double error = 0;
-  for (size_t first = 0; first < call.channels; first += kBlockChannels) {
+  for (size_t first = 0; first < call.channels; first += group) {
     double largest = 0;
     double codes = 0;
-    for (size_t k = first; k < std::min(first + kBlockChannels, call.channels); ++k) {
+    for (size_t k = first; k < std::min(first + group, call.channels); ++k) {
       const auto value = static_cast<double>(call.values[token * call.channels + k]);
       if (value == 0) continue;
-      const size_t block = k * weight.blocks + column / weight.block_size;
-      largest = std::max(largest, std::fabs(value * static_cast<double>(weight.scales[block])));
-      const double zero_point =
-          weight.zero_points == nullptr ? 0 : slow::stored(weight, weight.zero_points, block);
-      codes += std::fabs(slow::stored(weight, weight.data, k * weight.columns + column) - zero_point);
+      largest = std::max(largest, std::fabs(value));
+      codes += std::fabs(slow::weight_at(weight, k, column));
     }
     error += largest / 254 * (1 + 1e-4) * codes;
   }
   return error;
+}
+
+// By how much its float32 sums may be off besides: codes and zero points are added up apart from each other.
+double difference_error(const ProductCall& call, size_t token, size_t column) {
+  const Weight& weight = call.weight;
+  double magnitude = 0;
+  for (size_t k = 0; k < call.channels; ++k) {
+    const auto value = std::fabs(static_cast<double>(call.values[token * call.channels + k]));
+    const double code = slow::stored(weight, weight.data, k * weight.columns + column);
+    const double number = code + std::fabs(slow::zero_point_at(weight, k, column));
+    magnitude += value * number * std::fabs(slow::scale_at(weight, k, column));
+  }
+  return magnitude * 8 * 0x1p-23;
 }
 
 void check_product(const ProductCall& call, const std::vector<float>& y, bool shifted, bool rounded, const char* by) {
@@ -424,6 +449,7 @@ void check_product(const ProductCall& call, const std::vector<float>& y, bool sh
       }
       // value times scale may underflow on the way
       if (call.weight.block_size != 0) sum.allow(static_cast<double>(call.channels) * 512 * 0x1p-149);
+      if (call.weight.block_size != 0) sum.allow(difference_error(call, t, c));
       if (rounded && call.weight.block_size != 0) sum.allow(rounding_error(call, t, c));
       const float found = y[t * call.weight.columns + c];
       if (sum.is(found)) continue;

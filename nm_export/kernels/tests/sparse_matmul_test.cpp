@@ -36,10 +36,13 @@ void store(float value, WeightType type, unsigned char* target) {
   std::memcpy(target, &half, sizeof half);
 }
 
-void add_scales(Weight& weight, const std::vector<float>& scales, size_t block_size) {
-  weight.scales = scales.data();
-  weight.block_size = block_size;
-  weight.blocks = (weight.columns + block_size - 1) / block_size;
+// The scales or zero points of a weight, stored as it says.
+std::vector<unsigned char> stored_numbers(const Weight& weight, const std::vector<float>& numbers) {
+  const WeightType type = weight.half_scales ? WeightType::kFloat16 : WeightType::kFloat32;
+  const size_t size = weight.half_scales ? 2 : 4;
+  std::vector<unsigned char> bytes(numbers.size() * size);
+  for (size_t i = 0; i < numbers.size(); ++i) store(numbers[i], type, bytes.data() + i * size);
+  return bytes;
 }
 
 Way any_way(const InstructionSet& isa, const SparseProduct& product, std::mt19937& random) {
@@ -99,62 +102,69 @@ void test_product(const InstructionSet& isa, std::mt19937& random) {
   }
 }
 
-// Codes of 8 and 4 bits, with values that are rounded to 8 bits: docs/semantics.md once more, one block at a time.
+// Codes of 8 and 4 bits, with values that are rounded to 8 bits: docs/semantics.md once more, one group at a time.
 void test_rounded(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
-  const auto type = static_cast<WeightType>(static_cast<size_t>(WeightType::kInt8) + random() % 4);
-  const bool is_signed = type == WeightType::kInt8 || type == WeightType::kInt4;
-  const size_t bits = type == WeightType::kInt8 || type == WeightType::kUInt8 ? 8 : 4;
+  const auto type = random() % 2 == 0 ? WeightType::kUInt8 : WeightType::kUInt4;
+  const size_t bits = type == WeightType::kUInt8 ? 8 : 4;
   const size_t tokens = up_to(isa.integers->tiles != nullptr && random() % 3 == 0 ? 40 : 8);
   const bool is_deep = random() % 4 == 0;
   const size_t channels = up_to(is_deep ? 3000 : 200);
   const size_t columns = 2 * up_to(!is_deep && random() % 4 == 0 ? 1500 : 150);
   const size_t block_size = kSmallestBlock << random() % 5;
-  const size_t blocks = (columns + block_size - 1) / block_size;
+  const size_t blocks = (channels + block_size - 1) / block_size;
+  const size_t group = std::min(block_size, kBlockChannels);
+  const size_t dropped = random() % 4;  // of four channels
 
-  std::vector<uint8_t> codes(channels * columns * bits / 8), zero_points((channels * blocks * bits + 7) / 8);
-  for (std::vector<uint8_t>* vector : {&codes, &zero_points}) {
-    for (uint8_t& byte : *vector) byte = static_cast<uint8_t>(random());
-  }
-  std::vector<float> values(tokens * channels), scales(channels * blocks), zeros(std::max(columns, tokens));
-  std::vector<float> y(tokens * columns);
-  for (float& value : values) value = random() % 2 == 0 ? 0.0f : small_number(random);
+  std::vector<uint8_t> codes(channels * columns * bits / 8);
+  for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random());
+  std::vector<float> values(tokens * channels), scales(blocks * columns), zero_points(blocks * columns);
+  std::vector<float> zeros(std::max(columns, tokens)), y(tokens * columns);
+  for (float& value : values) value = random() % 4 < dropped ? 0.0f : small_number(random);
   for (float& scale : scales) scale = small_number(random);
+  for (float& zero_point : zero_points) zero_point = small_number(random);
 
   Weight weight{};
   weight.type = type;
   weight.data = codes.data();
   weight.columns = columns;
-  add_scales(weight, scales, block_size);
-  weight.zero_points = random() % 2 == 0 ? zero_points.data() : nullptr;
+  weight.block_size = block_size;
+  weight.half_scales = random() % 2 == 0;
+  weight.zero_point = static_cast<float>(random() % 256);
+  const std::vector<unsigned char> stored_scales = stored_numbers(weight, scales);
+  const std::vector<unsigned char> stored_zero_points = stored_numbers(weight, zero_points);
+  weight.scales = stored_scales.data();
+  weight.zero_points = random() % 2 == 0 ? stored_zero_points.data() : nullptr;
   const SparseProduct product{weight,       values.data(), zeros.data(), zeros.data(),
                               zeros.data(), y.data(),      tokens,       channels,     true};
   multiply(isa, product, any_way(isa, product, random), up_to(20));
 
-  const auto code = [&](const std::vector<uint8_t>& bytes, size_t index) {
-    const int stored = bits == 8 ? bytes[index] : bytes[index / 2] >> (index % 2 * 4) & 15;
-    return is_signed && stored >= 1 << (bits - 1) ? stored - (1 << bits) : stored;
+  const auto code = [&](size_t index) {
+    return bits == 8 ? codes[index] : codes[index / 2] >> (index % 2 * 4) & 15;
   };
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t c = 0; c < columns; ++c) {
       double sum = 0;
       double magnitude = 0;
-      for (size_t first = 0; first < channels; first += kBlockChannels) {
-        const size_t last = std::min(first + kBlockChannels, channels);
-        const auto scaled = [&](size_t k) { return values[t * channels + k] * scales[k * blocks + c / block_size]; };
+      for (size_t first = 0; first < channels; first += group) {
+        const size_t last = std::min(first + group, channels);
+        const float* x = values.data() + t * channels;
         float largest = 0;
-        for (size_t k = first; k < last; ++k) largest = std::max(largest, std::fabs(scaled(k)));
+        for (size_t k = first; k < last; ++k) largest = std::max(largest, std::fabs(x[k]));
         if (largest == 0.0f) continue;
         const float reciprocal = 127.0f / largest;
-        int integers = 0;
+        int of_codes = 0;
+        int of_values = 0;
         for (size_t k = first; k < last; ++k) {
-          const int zero_point = weight.zero_points == nullptr ? 0 : code(zero_points, k * blocks + c / block_size);
-          const auto rounded = static_cast<int>(std::nearbyint(scaled(k) * reciprocal));
-          integers += rounded * (code(codes, k * columns + c) - zero_point);
+          const auto rounded = static_cast<int>(std::nearbyint(x[k] * reciprocal));
+          of_codes += rounded * code(k * columns + c);
+          of_values += rounded;
         }
-        const double part = static_cast<double>(largest / 127.0f) * integers;
-        sum += part;
-        magnitude += std::fabs(part);
+        const size_t at = first / block_size * columns + c;
+        const auto zero_point = static_cast<double>(weight.zero_points == nullptr ? weight.zero_point : zero_points[at]);
+        const double factor = static_cast<double>(largest / 127.0f) * static_cast<double>(scales[at]);
+        sum += factor * (of_codes - zero_point * of_values);
+        magnitude += std::fabs(factor) * (std::fabs(of_codes) + std::fabs(zero_point * of_values));
       }
       if (!(std::fabs(sum - static_cast<double>(y[t * columns + c])) <= 1e-6 * magnitude)) {
         std::fprintf(stderr, "wrong with %s, %zu tokens, K = %zu, O = %zu, weight type %d, blocks of %zu\n", isa.name,
@@ -168,19 +178,19 @@ void test_rounded(const InstructionSet& isa, std::mt19937& random) {
 // The result does not depend on the number of workers and on the way, which are chosen by time.
 void test_ways(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
-  const auto type = static_cast<WeightType>(random() % 7);
+  const auto type = static_cast<WeightType>(random() % kWeightTypes);
   const size_t tokens = up_to(random() % 2 == 0 ? 4 : 40);
   const bool is_deep = random() % 2 == 0;
   const size_t channels = up_to(is_deep ? 3000 : 300);
   const size_t columns = 2 * up_to(is_deep ? 200 : 2000);
   const size_t block_size = kSmallestBlock << random() % 5;
-  const size_t blocks = (columns + block_size - 1) / block_size;
+  const size_t blocks = (channels + block_size - 1) / block_size;
   std::normal_distribution<float> normal;
   const auto fill = [&](std::vector<float>& numbers) {
     for (float& number : numbers) number = normal(random);
   };
 
-  std::vector<float> weight(channels * columns), values(tokens * channels), scales(channels * blocks);
+  std::vector<float> weight(channels * columns), values(tokens * channels), scales(blocks * columns);
   std::vector<float> bias(columns), offset(columns), token_shift(tokens);
   std::vector<unsigned char> stored(weight.size() * sizeof(float));
   const bool is_float = type <= WeightType::kBFloat16;
@@ -199,7 +209,11 @@ void test_ways(const InstructionSet& isa, std::mt19937& random) {
   matrix.type = type;
   matrix.data = stored.data();
   matrix.columns = columns;
-  if (!is_float) add_scales(matrix, scales, block_size);
+  if (!is_float) {
+    matrix.scales = scales.data();
+    matrix.zero_point = 8;
+    matrix.block_size = block_size;
+  }
   const auto product_by = [&](size_t way, size_t workers) {
     std::vector<float> y(tokens * columns);
     const SparseProduct product{matrix,        values.data(), bias.data(), token_shift.data(),
