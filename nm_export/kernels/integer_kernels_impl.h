@@ -182,6 +182,8 @@ class RoundedProduct {
         weight_(weight), first_column_(first_column), columns_(columns) {}
 
   void add(const Rows& kept, const Rows& next, float* y) {
+    Rows unrounded[kMostGroups];
+    size_t unrounded_count = 0;
     rows_.group_count = 0;
     scales_.zero_point = matrix_.zero_point();
     for (size_t start = 0; start < kept.count;) {
@@ -190,7 +192,7 @@ class RoundedProduct {
       const Rows group{kept.row + range.start, kept.value + range.start, range.end - range.start};
       const float largest = largest_of(group.value, group.count);
       if (!can_be_rounded(largest)) {
-        add_unrounded<Dots, kBits>(weight_, first_column_, group, columns_, y);
+        unrounded[unrounded_count++] = group;
         continue;
       }
       const size_t block = matrix_.block_of(group.row[0]);
@@ -199,6 +201,10 @@ class RoundedProduct {
       append_group(matrix_, group, largest, rows_);
     }
     add_columns(next, y);
+    // Last, as by tiles.
+    for (size_t i = 0; i < unrounded_count; ++i) {
+      add_unrounded<Dots, kBits>(weight_, first_column_, unrounded[i], columns_, y);
+    }
   }
 
  private:

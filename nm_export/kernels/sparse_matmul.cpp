@@ -9,12 +9,11 @@ namespace {
 // Measured at 4096 x 1024 and 4096 x 4096 on AMD EPYC (Zen 4).
 constexpr size_t kFewTokens = 3;
 constexpr size_t kFewTokensOfHalves = 8;
-constexpr size_t kFewTokensOfBytes = 5;
-constexpr size_t kFewTokensOfCodes = 8;
 
-// Of more tokens some ways are not tried. Rows each on its own took twice as long as tiles at 16, and shared rows half
-// as long again at 32; up to 16 these are the dense product.
+// Of more tokens some ways are not tried. Rows of floats each on its own took twice as long as tiles at 16, and shared
+// rows half as long again at 32; up to 16 these are the dense product. Packing codes takes longer.
 constexpr size_t kMostTokensByRows = 8;
+constexpr size_t kMostTokensByRowsOfCodes = 16;
 constexpr size_t kMostTokensByShared = 16;
 
 // Columns of a task at most. A row should be read in pieces as long as can be, or the memory does not deliver: of
@@ -64,6 +63,12 @@ size_t stored_bits(WeightType type) {
   }
 }
 
+// docs/semantics.md says up to how many tokens of codes are rounded everywhere.
+size_t most_tokens_by_rows(const SparseProduct& product) {
+  const bool rounded = product.weight.type >= WeightType::kUInt8 && product.may_round;
+  return rounded ? kMostTokensByRowsOfCodes : kMostTokensByRows;
+}
+
 Ways ways_of(const InstructionSet& isa, const SparseProduct& product) {
   const size_t tokens = product.tokens;
   if (tokens == 1) return {{Way::kRows}, 1};
@@ -75,14 +80,13 @@ Ways ways_of(const InstructionSet& isa, const SparseProduct& product) {
     if (isa.products->shared_tokens < kMostTokensByRows) return {{Way::kTiles, Way::kRows, Way::kSharedRows}, 3};
     return {{Way::kSharedRows, Way::kRows, Way::kTiles}, 3};
   }
+  const bool by_rows = tokens <= most_tokens_by_rows(product);
   if (product.may_round && isa.integers->tiles != nullptr) {
-    if (tokens > kMostTokensByRows) return {{Way::kIntegerTiles}, 1};
-    const size_t few = stored_bits(product.weight.type) == 8 ? kFewTokensOfBytes : kFewTokensOfCodes;
-    if (tokens <= few) return {{Way::kRows, Way::kIntegerTiles}, 2};
-    return {{Way::kIntegerTiles, Way::kRows}, 2};
+    if (by_rows) return {{Way::kRows, Way::kIntegerTiles}, 2};
+    return {{Way::kIntegerTiles}, 1};
   }
   // docs/semantics.md says when codes are multiplied as bytes; and as float32 the ways would round differently.
-  return {{tokens <= kFewTokensOfCodes ? Way::kRows : Way::kTiles}, 1};
+  return {{by_rows ? Way::kRows : Way::kTiles}, 1};
 }
 
 // Half of the channels are kept in the usual patterns.
@@ -102,7 +106,7 @@ SparseMatMul::SparseMatMul(const InstructionSet& isa, const SparseProduct& produ
   const size_t widest = widest_task();
   if (cut == Cut::kChannels && product.tokens <= kMostTokensOfChannelTask) {
     // By the shape alone, so that sums do not depend on the workers, and alike in all ways.
-    const bool few = product.tokens <= kMostTokensByRows;
+    const bool few = product.tokens <= most_tokens_by_rows(product);
     cut_channels(few ? kRowColumns : way_ == Way::kSharedRows ? kTileTaskColumns : widest, buffers);
   }
   // Each part of the columns rounds the values of its tokens.

@@ -57,6 +57,9 @@ struct Ways {
 };
 Ways ways_of(const InstructionSet& isa, const SparseProduct& product);
 
+// Up to so many tokens may add rows each on its own.
+size_t most_tokens_by_rows(const SparseProduct& product);
+
 // How many workers pay.
 size_t paying_workers(const SparseProduct& product, size_t workers);
 

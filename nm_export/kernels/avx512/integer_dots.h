@@ -53,10 +53,9 @@ inline __m512 load_numbers(const Float16* source, __mmask16 lanes) {
   return _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
 }
 
-// y += step * scale * (integers - zero point * sum) in some lanes.
-inline void add_scaled(float* y, __mmask16 lanes, __m512i integers, __m512 zero_point, __m512 sum, __m512 scale) {
-  const __m512 number = _mm512_fnmadd_ps(zero_point, sum, _mm512_cvtepi32_ps(integers));
-  _mm512_mask_storeu_ps(y, lanes, _mm512_fmadd_ps(scale, number, _mm512_maskz_loadu_ps(lanes, y)));
+// sums + scale * (integers - zero point * sum of values)
+inline __m512 sum_scaled(__m512 sums, __m512i integers, __m512 zero_point, __m512 of_values, __m512 scale) {
+  return _mm512_fmadd_ps(scale, _mm512_fnmadd_ps(zero_point, of_values, _mm512_cvtepi32_ps(integers)), sums);
 }
 
 // Products::Sums<bits> are the sums of a vector of columns:
@@ -109,7 +108,8 @@ struct Avx512Dots : HalfNumbers {
         const __mmask16 lanes = lanes_of(i * 16, columns);
         if (zero_points != nullptr) zero_point = load_numbers(zero_points + column + i * 16, lanes);
         const __m512 scale = _mm512_mul_ps(step, load_numbers(scales.scales[g] + column + i * 16, lanes));
-        add_scaled(y + i * 16, lanes, integers[i], zero_point, sum, scale);
+        const __m512 before = _mm512_maskz_loadu_ps(lanes, y + i * 16);
+        _mm512_mask_storeu_ps(y + i * 16, lanes, sum_scaled(before, integers[i], zero_point, sum, scale));
       }
     }
     prefetch = next;

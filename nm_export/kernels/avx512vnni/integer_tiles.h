@@ -9,8 +9,9 @@ namespace {
 
 constexpr size_t kIntegerTileColumns = 256;  // 16 KiB: half of a first-level cache
 
-// Vectors of columns, and tokens, that are summed up together: each vector of codes that is loaded serves four tokens.
-constexpr size_t kVectorsAtOnce = 4;
+// Vectors of columns that are summed up together for up to kTokensOfIntegerTiles tokens, as integers and as float32: half
+// of the registers.
+constexpr size_t kVectorsAtOnce = 2;
 constexpr size_t kColumnsAtOnce = 16 * kVectorsAtOnce;
 
 // Stores quarter q of the four vectors in turn `stride` * q bytes behind the target.
@@ -62,73 +63,85 @@ void pack_integer_tile(const Weight& weight, const Part& part, uint8_t* tile, Pr
   }
 }
 
-// One group of channels of a tile, and its scales and zero points for the same columns.
+// The groups of channels of a tile, and their scales and zero points for its columns.
 template <class Scale>
-struct GroupOfTile {
-  const uint8_t* codes;
-  size_t number;
-  size_t first_quad;
-  size_t end_quad;
-  const Scale* scales;
-  const Scale* zero_points;  // null where all are `zero_point`
+struct GroupsOfTile {
+  size_t count;
+  size_t end_quad[kMostGroups];
+  const Scale* scales[kMostGroups];
+  const Scale* zero_points[kMostGroups];  // null where all are `zero_point`
   float zero_point;
 };
 
-// Adds up to kColumnsAtOnce columns.
+template <class Scale>
+GroupsOfTile<Scale> groups_of(const Weight& weight, const Part& part) {
+  const size_t size = weight.block_size < kBlockChannels ? weight.block_size : kBlockChannels;
+  GroupsOfTile<Scale> groups{};
+  groups.zero_point = weight.zero_point;
+  for (size_t k = 0; k < part.rows; k += size) {
+    const size_t end = k + size < part.rows ? k + size : part.rows;
+    const size_t at = (part.first_row + k) / weight.block_size * weight.columns + part.first_column;
+    groups.end_quad[groups.count] = (end + kQuad - 1) / kQuad;
+    groups.scales[groups.count] = static_cast<const Scale*>(weight.scales) + at;
+    if (weight.zero_points != nullptr) {
+      groups.zero_points[groups.count] = static_cast<const Scale*>(weight.zero_points) + at;
+    }
+    ++groups.count;
+  }
+  return groups;
+}
+
+// Adds up to kColumnsAtOnce columns from `column` on.
 template <size_t kTokens, class Scale>
-void add_columns(const GroupOfTile<Scale>& group, const RoundedValues* rounded, size_t columns, float* y) {
-  __m512i sums[kTokens][kVectorsAtOnce];
+void add_columns(const uint8_t* codes, const GroupsOfTile<Scale>& groups, const RoundedValues* rounded, size_t column,
+                 size_t columns, float* y) {
+  __m512 total[kTokens][kVectorsAtOnce];
   for (size_t t = 0; t < kTokens; ++t) {
-    for (size_t v = 0; v < kVectorsAtOnce; ++v) sums[t][v] = _mm512_setzero_si512();
+    for (size_t v = 0; v < kVectorsAtOnce; ++v) total[t][v] = _mm512_loadu_ps(y + t * kIntegerTileColumns + v * 16);
   }
-  const uint8_t* codes = group.codes;
-  for (size_t q = group.first_quad; q < group.end_quad; ++q, codes += kIntegerTileColumns * kQuad) {
-    __m512i code[kVectorsAtOnce];
-    for (size_t v = 0; v < kVectorsAtOnce; ++v) code[v] = _mm512_load_si512(codes + v * 64);
+  size_t q = 0;
+  for (size_t g = 0; g < groups.count; ++g) {
+    __m512i sums[kTokens][kVectorsAtOnce];
     for (size_t t = 0; t < kTokens; ++t) {
-      const __m512i values = _mm512_set1_epi32(static_cast<int>(rounded[t].quads[q]));
-      for (size_t v = 0; v < kVectorsAtOnce; ++v) sums[t][v] = _mm512_dpbusd_epi32(sums[t][v], code[v], values);
+      for (size_t v = 0; v < kVectorsAtOnce; ++v) sums[t][v] = _mm512_setzero_si512();
+    }
+    for (; q < groups.end_quad[g]; ++q, codes += kIntegerTileColumns * kQuad) {
+      __m512i code[kVectorsAtOnce];
+      for (size_t v = 0; v < kVectorsAtOnce; ++v) code[v] = _mm512_load_si512(codes + v * 64);
+      for (size_t t = 0; t < kTokens; ++t) {
+        const __m512i values = _mm512_set1_epi32(static_cast<int>(rounded[t].quads[q]));
+        for (size_t v = 0; v < kVectorsAtOnce; ++v) sums[t][v] = _mm512_dpbusd_epi32(sums[t][v], code[v], values);
+      }
+    }
+    for (size_t v = 0; v < kVectorsAtOnce; ++v) {
+      const __mmask16 lanes = lanes_of(v * 16, columns);
+      const __m512 scale = load_numbers(groups.scales[g] + column + v * 16, lanes);
+      __m512 zero_point = _mm512_set1_ps(groups.zero_point);
+      if (groups.zero_points[g] != nullptr) zero_point = load_numbers(groups.zero_points[g] + column + v * 16, lanes);
+      for (size_t t = 0; t < kTokens; ++t) {
+        const __m512 step = _mm512_mul_ps(_mm512_set1_ps(rounded[t].step[g]), scale);
+        total[t][v] = sum_scaled(total[t][v], sums[t][v], zero_point, _mm512_set1_ps(rounded[t].sum[g]), step);
+      }
     }
   }
-  for (size_t v = 0; v < kVectorsAtOnce; ++v) {
-    const __mmask16 lanes = lanes_of(v * 16, columns);
-    const __m512 scale = load_numbers(group.scales + v * 16, lanes);
-    __m512 zero_point = _mm512_set1_ps(group.zero_point);
-    if (group.zero_points != nullptr) zero_point = load_numbers(group.zero_points + v * 16, lanes);
-    for (size_t t = 0; t < kTokens; ++t) {
-      const __m512 step = _mm512_mul_ps(_mm512_set1_ps(rounded[t].step[group.number]), scale);
-      const __m512 sum = _mm512_set1_ps(rounded[t].sum[group.number]);
-      add_scaled(y + t * kIntegerTileColumns + v * 16, lanes, sums[t][v], zero_point, sum, step);
-    }
+  for (size_t t = 0; t < kTokens; ++t) {
+    for (size_t v = 0; v < kVectorsAtOnce; ++v) _mm512_storeu_ps(y + t * kIntegerTileColumns + v * 16, total[t][v]);
   }
 }
 
 template <class Scale>
 void add_integer_tile_by(const Weight& weight, const Part& part, const uint8_t* tile, const RoundedValues* rounded,
                          size_t tokens, float* y, Prefetch& next) {
-  using AddColumns = void (*)(const GroupOfTile<Scale>&, const RoundedValues*, size_t, float*);
+  using AddColumns = void (*)(const uint8_t*, const GroupsOfTile<Scale>&, const RoundedValues*, size_t, size_t, float*);
   constexpr AddColumns kAddColumns[kTokensOfIntegerTiles] = {add_columns<1, Scale>, add_columns<2, Scale>,
                                                              add_columns<3, Scale>, add_columns<4, Scale>};
-  const size_t size = weight.block_size < kBlockChannels ? weight.block_size : kBlockChannels;
-  const auto numbers = [&](const void* stored, size_t channel) {
-    return static_cast<const Scale*>(stored) + channel / weight.block_size * weight.columns + part.first_column;
-  };
+  const GroupsOfTile<Scale> groups = groups_of<Scale>(weight, part);
   for (size_t t = 0; t < tokens; t += kTokensOfIntegerTiles) {
     const size_t count = tokens - t < kTokensOfIntegerTiles ? tokens - t : kTokensOfIntegerTiles;
     prefetch_step<HalfNumbers>(next);
-    for (size_t k = 0; k < part.rows; k += size) {
-      const size_t rows = part.rows - k < size ? part.rows - k : size;
-      GroupOfTile<Scale> group{};
-      group.number = k / size;
-      group.first_quad = k / kQuad;
-      group.end_quad = (k + rows + kQuad - 1) / kQuad;
-      group.zero_point = weight.zero_point;
-      for (size_t c = 0; c < part.columns; c += kColumnsAtOnce) {
-        group.codes = tile + (group.first_quad * kIntegerTileColumns + c) * kQuad;
-        group.scales = numbers(weight.scales, part.first_row + k) + c;
-        if (weight.zero_points != nullptr) group.zero_points = numbers(weight.zero_points, part.first_row + k) + c;
-        kAddColumns[count - 1](group, rounded + t, part.columns - c, y + t * kIntegerTileColumns + c);
-      }
+    for (size_t c = 0; c < part.columns; c += kColumnsAtOnce) {
+      kAddColumns[count - 1](tile + c * kQuad, groups, rounded + t, c, part.columns - c,
+                             y + t * kIntegerTileColumns + c);
     }
   }
 }

@@ -107,7 +107,7 @@ void test_rounded(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
   const auto type = random() % 2 == 0 ? WeightType::kUInt8 : WeightType::kUInt4;
   const size_t bits = type == WeightType::kUInt8 ? 8 : 4;
-  const size_t tokens = up_to(isa.integers->tiles != nullptr && random() % 3 == 0 ? 40 : 8);
+  const size_t tokens = up_to(isa.integers->tiles != nullptr && random() % 3 == 0 ? 40 : 16);
   const bool is_deep = random() % 4 == 0;
   const size_t channels = up_to(is_deep ? 3000 : 200);
   const size_t columns = 2 * up_to(!is_deep && random() % 4 == 0 ? 1500 : 150);
