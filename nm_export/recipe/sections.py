@@ -491,12 +491,11 @@ class OnnxSection(Section):
     runtime's own dense product after pruning; `auto` is `fused`, except for layers whose `phase` is not `both`."""
 
     precision: Precision = "fp32"
-    """Type of the linear layers' weights in the graph. `int8` and `int4` share a float32 scale by blocks; activations
-    stay float32."""
+    """Type of the linear layers' weights in the graph. `int8` and `int4` share a scale by blocks; activations stay
+    float32."""
 
     block_size: BlockSize = 32
-    """Weights that share a scale, with `int8` and `int4`: of neighbouring outputs in pruned layers, of neighbouring
-    inputs (MatMulNBits) in the others."""
+    """Weights of neighbouring inputs that share a scale, with `int8` and `int4`."""
 
     symmetric: bool = True
     """Whether quantized weights have no zero points. With them the error is smaller and the file larger."""
