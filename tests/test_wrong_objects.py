@@ -95,3 +95,11 @@ def test_models_wrap_themselves():
     )
     with torch.inference_mode():
         assert nm_export.perplexity(lambda ids: model(ids).logits, IDS) == nm_export.perplexity(model, IDS)
+
+
+def test_weights_that_stay_as_they_are_need_no_name(tmp_path):
+    folder = nm_export.save(sparse_model(), tmp_path / "out")
+    with pytest.raises(UserError, match="Say what is to change"):
+        nm_export.convert(folder, tmp_path / "same")
+    with pytest.raises(UserError, match="has no ONNX export that could be left out"):
+        nm_export.convert(folder, tmp_path / "same", skip_onnx=True)
