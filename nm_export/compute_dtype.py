@@ -1,8 +1,11 @@
-"""In which type a run computes: what the weights are stored in, or float32 where half precision is slow.
+"""In which type a run computes: what the weights are stored in, or float32 where bfloat16 is slow.
 
-CPUs without instructions for bfloat16 or float16 multiply them many times slower than float32. There a run holds the
-stored numbers in float32, computes with them, and writes them in the type that they came in: unchanged weights keep
-every bit, and those that were changed are rounded once, before anything is measured with them.
+CPUs without instructions for bfloat16 multiply it many times slower than float32. There a run holds the stored numbers
+in float32, computes with them, and writes them in the type that they came in: unchanged weights keep every bit, and
+those that were changed are rounded once, before anything is measured with them.
+
+float16 is computed as it is stored, unless a recipe says float32: its range is smaller, and float32 would hide
+activations that overflow where the published model is used.
 """
 
 import functools
@@ -68,6 +71,8 @@ def choose_compute_type(
     if earlier is not None:
         wider = earlier == torch.float32
         return ComputeType(stored, earlier, "as it began" if wider else "")
+    if stored == torch.float16:
+        return ComputeType(stored, stored)
     times = slowdown(stored)
     if times < SLOWER:
         return ComputeType(stored, stored)

@@ -86,8 +86,8 @@ def export_onnx(
 
     Raises:
         UserError: the model is not sparse, waits for a budget to be spent or holds parameters that are not finite;
-            there is no such folder, or none of the tokenizer; an architecture, score, opset or precision that cannot be exported; a package that
-            is missing.
+            there is no such folder, or none of the tokenizer; an architecture, score, opset or precision that cannot
+            be exported; a package that is missing.
         NMExportError: no exporter renders the model, or the result is not a valid ONNX file.
     """
     require_sparse(model, "export_onnx")

@@ -131,8 +131,8 @@ class ModelSection(Section):
     """Type of the weights. `auto` keeps what the checkpoint stores; a GGUF file is dequantized to float32."""
 
     compute_dtype: ComputeDtype = "auto"
-    """Type that a run computes in. `auto` is the type of the weights, except on a CPU whose products of bfloat16 or
-    float16 are slow: there it is float32, if that fits into memory, and the weights are stored as they came."""
+    """Type that a run computes in. `auto` is the type of the weights, except for bfloat16 on a CPU whose products of it
+    are slow: there it is float32, if that fits into memory, and the weights are stored as they came."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you have read that code."""
