@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "element_types.h"
-#include "product_kernels.h"
+#include "product/weight.h"
 
 namespace nm_export::slow {
 
@@ -120,7 +120,7 @@ inline double variance_ratio(const std::vector<float>& z, const std::vector<floa
   return ratio >= overflow<float>() ? std::numeric_limits<double>::infinity() : ratio;
 }
 
-// A weight as it is stored: what code `index` is, or what a 16-bit number is.
+// A weight as it is stored: what integer `index` is, or what a 16-bit number is.
 inline double stored(const Weight& weight, const void* data, size_t index) {
   const auto* bytes = static_cast<const uint8_t*>(data);
   uint16_t half = 0;
@@ -138,16 +138,16 @@ inline double stored(const Weight& weight, const void* data, size_t index) {
     case WeightType::kUInt8:
       return bytes[index];
     default: {
-      const int code = index % 2 == 0 ? bytes[index / 2] & 15 : bytes[index / 2] >> 4;
-      return weight.type == WeightType::kInt4 && code > 7 ? code - 16 : code;
+      const int integer = index % 2 == 0 ? bytes[index / 2] & 15 : bytes[index / 2] >> 4;
+      return weight.type == WeightType::kInt4 && integer > 7 ? integer - 16 : integer;
     }
   }
 }
 
-inline double weight_at(const Weight& weight, size_t channel, size_t column) {
-  const double number = stored(weight, weight.data, channel * weight.columns + column);
+inline double weight_at(const Weight& weight, size_t input, size_t output) {
+  const double number = stored(weight, weight.data, input * weight.outputs + output);
   if (weight.block_size == 0) return number;
-  const size_t block = channel * weight.blocks + column / weight.block_size;
+  const size_t block = input * weight.blocks + output / weight.block_size;
   const double zero_point = weight.zero_points == nullptr ? 0 : stored(weight, weight.zero_points, block);
   return static_cast<double>(weight.scales[block]) * (number - zero_point);
 }
