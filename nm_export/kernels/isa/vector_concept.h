@@ -25,7 +25,9 @@
 //
 // Arithmetic of Float: IEEE, to nearest, subnormals kept. A NaN of an operand gives a NaN; which one is not said.
 //   add(a, b), sub(a, b), mul(a, b)
-//   fma(a, b, c)     a * b + c, rounded once or twice; the same in every lane
+//   fma(a, b, c)     a * b + c, rounded once or twice (where the product underflows, the sign of a zero may differ);
+//   the
+//                    same in every lane
 //   any_nan(v)       bool
 //   less(a, b)       Mask; false where either is NaN; -0 is not less than +0
 //   nonzero(v)       bits, bit i for lane i: v is not zero; false for -0, true for NaN
@@ -72,20 +74,22 @@
 //     zip(even, odd, low, high)  low and high = even[0], odd[0], even[1], odd[1], ...; of Floats, as bits
 //     unzip(low, high, even, odd)   the reverse
 //
-//   kDots4           multiplies bytes: a dot4 group is four neighbouring bytes of an Int, and four numbers of it are a
-//                    part (128 bits)
+//   kDots4           multiplies bytes. A dot4 group is four neighbouring bytes of an Int; four numbers are a part (128
+//                    bits)
 //     kLoadsFewBytes             whether load_quantized reads no more bytes than it is asked for
-//     load_quantized(p, bytes)       4 * kWidth bytes, of which those beyond `bytes` are 0 if kLoadsFewBytes, else read
-//     too xor_int(a, b) kFlipsNibbles              whether flipping bits of nibbles on the way costs nothing nibbles(v,
-//     flip)           (v ^ flip) & 15 of each byte if kFlipsNibbles, else v & 15 high_nibbles(v, flip)      the same
-//     for the upper four bits of each byte interleave(rows, v)        four Ints of bytes to four: number 4 q + j of
-//     v[i] holds byte 16 q + 4 i + j of all four
-//                                rows, the first row's lowest
+//     load_quantized(p, bytes)   4 * kWidth bytes; those beyond `bytes` are 0 if kLoadsFewBytes, else they are read too
+//     xor_int(a, b)
+//     kFlipsNibbles              whether flipping bits of nibbles on the way costs nothing
+//     nibbles(v, flip)           (v ^ flip) & 15 of each byte if kFlipsNibbles, else v & 15
+//     high_nibbles(v, flip)      the same for the upper four bits of each byte
+//     interleave(rows, v)        four Ints of bytes to four: number 4 q + j of v[i] holds byte 16 q + 4 i + j of all
+//                                four rows, the first row's lowest
 //     dot4<kBits>(sums, w, a)    sums + the dot products of dot4 groups of unsigned weights of kBits bits with signed
 //                                activations from -127 to 127; exact
-//     blocks_of(length, first, size)     number j of part q = (first + q * length) / size, of a power of two `size`
+//     blocks_of(length, first, size)   number j of part q is (first + q * length) / size, of a power of two `size`
 //     look_up(p, i)              lane = p[i] for 0 <= i < kWidth, of kWidth numbers of 32 bits
-//     to_float(i), bits_to_float(i)   the number i, rounded to nearest, and the Float whose bits these are
+//     to_float(i)                to nearest
+//     bits_to_float(i)           the Float whose bits these are
 //     zip_parts(a, b, low, high) zip within each part: low = a[0], b[0], a[1], b[1], high = a[2], b[2], a[3], b[3]
 //     add_parts(y, stride, v)    y[q * stride + 4 i + j] += number j of part q of v[i], i < 4
 #pragma once

@@ -1,4 +1,4 @@
-// The ways to compute a product, behind one interface.
+// The algorithms of the product, behind one interface.
 //
 // For SparseMatMul, which runs one of them, and for AutoTuner, which finds the fastest. Every algorithm adds a token's
 // products in the order of the inputs, so that all candidates of a product give the same sums, to the bit where they

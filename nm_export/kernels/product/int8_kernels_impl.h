@@ -17,8 +17,8 @@
 //   times the token's activations  qa qb qc qd | qa qb qc qd | ...   (others in each block of outputs)
 //
 // Longer vectors do so in each part of 128 bits, and add_parts puts the outputs in order. Weights of 4 bits are
-// interleaved as bytes of two outputs, which are split after that. isa/avx512vnni/packed_int8.h has a picture of what
-// is packed for more tokens.
+// interleaved as bytes of two outputs, which are split after that. isa/avx512vnni/packed_int8_impl.h has a picture of
+// what is packed for more tokens.
 #pragma once
 
 #include <string.h>
@@ -386,7 +386,7 @@ struct VectorDots<V, AnyQuantizer, 4, kSigned> : V {
   }
 };
 
-// Of plain C++, or by the vectors of V with one way to round.
+// Of plain C++, or by the vectors of V and a class that rounds.
 struct ScalarInt8 {
   template <size_t kBits, bool kSigned>
   using Dots = ScalarDots<kBits, kSigned>;

@@ -44,14 +44,14 @@ constexpr int width() {
 template <class V>
 struct VectorShift {
   const float* vector;
-  typename V::Float lanes(const float* x, size_t i) const { return V::sub(V::load(x + i), V::load(vector + i)); }
+  typename V::Float vector_at(const float* x, size_t i) const { return V::sub(V::load(x + i), V::load(vector + i)); }
   float one(const float* x, size_t i) const { return x[i] - vector[i]; }
 };
 
 template <class V>
 struct ScalarShift {
   float scalar;
-  typename V::Float lanes(const float* x, size_t i) const { return V::sub(V::load(x + i), V::broadcast(scalar)); }
+  typename V::Float vector_at(const float* x, size_t i) const { return V::sub(V::load(x + i), V::broadcast(scalar)); }
   float one(const float* x, size_t i) const { return x[i] - scalar; }
 };
 
@@ -232,9 +232,9 @@ struct PrunedRow {
   AnyShift shift;
   float* values;
 
-  typename V::Int keys(size_t i) const { return V::key(shift.lanes(x, i), V::load(score + i)); }
+  typename V::Int keys(size_t i) const { return V::key(shift.vector_at(x, i), V::load(score + i)); }
   int32_t key(size_t i) const { return key_of(shift.one(x, i), score[i]); }
-  void keep(size_t i, uint32_t bits) const { V::store(values + i, V::where(bits, shift.lanes(x, i))); }
+  void keep(size_t i, uint32_t bits) const { V::store(values + i, V::where(bits, shift.vector_at(x, i))); }
   void keep_one(size_t i, bool kept) const { values[i] = kept ? shift.one(x, i) : 0.0f; }
 };
 
@@ -279,8 +279,8 @@ typename V::Int block_threshold(const int32_t* keys, const Pattern& pattern) {
   }
 }
 
-// One block, or the whole groups of a last one, without the detour over bits, for an instruction set that compares to
-// them: keeps what is not below the threshold of its group. False where a group keeps more than n that way; what was
+// One block, or the whole groups of a last one, without the detour over KeepBits, for an instruction set that compares
+// to bits: keeps what is not below the threshold of its group. False where a group keeps more than n so; what was
 // written is then wrong.
 template <class V, int kM, bool kWhole, class Row>
 bool keep_block(const Row& row, size_t start, int count, const Pattern& pattern, int32_t* keys) {
@@ -377,7 +377,7 @@ void keep_mask(const float* scores, size_t channels, const Pattern& pattern, uin
 template <class V, class AnyShift>
 void subtract_shifted(const float* x, AnyShift shift, size_t channels, float* z) {
   size_t i = 0;
-  for (; i + V::kWidth <= channels; i += V::kWidth) V::store(z + i, shift.lanes(x, i));
+  for (; i + V::kWidth <= channels; i += V::kWidth) V::store(z + i, shift.vector_at(x, i));
   for (; i < channels; ++i) z[i] = shift.one(x, i);
 }
 
