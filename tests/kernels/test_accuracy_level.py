@@ -7,9 +7,14 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from tests.kernels.nbits_sessions import CODE_TYPES, QuantizedWeight, feeds, random_weight, sparse_matmul_nbits_model
-from tests.kernels.sessions import assert_identical, create_session, instruction_set, supported_instruction_sets
+from tests.kernels.sessions import (
+    INSTRUCTION_SETS,
+    assert_identical,
+    create_session,
+    instruction_set,
+    supported_instruction_sets,
+)
 
-ISAS = ["portable", "avx2", "avx512", "avx512vnni", "neon"]
 FEW = [1, 2, 5, 8]  # tokens that every instruction set rounds; these round any number
 ROUNDS_ALWAYS = ["avx512vnni"]
 BLOCK_SIZES = [16, 32, 64, 128, 256]
@@ -97,7 +102,7 @@ def products(draw, tokens=tuple(FEW)):
     return weight, inputs
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @settings(max_examples=80, deadline=None)
 @given(case=products(), threads=st.sampled_from([1, 3]))
 def test_the_integers_are_those_of_the_specification(isa, case, threads):
@@ -115,7 +120,7 @@ def test_many_tokens_are_rounded_like_few(isa, case, threads):
         assert_follows_specification(multiply(isa, weight, *inputs, threads=threads), weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in ROUNDS_ALWAYS])
+@pytest.mark.parametrize("isa", [isa for isa in INSTRUCTION_SETS if isa not in ROUNDS_ALWAYS])
 def test_many_tokens_stay_float32(isa):
     rng = np.random.default_rng(5)
     weight = random_weight(rng, "uint4", 200, 96)
@@ -123,7 +128,7 @@ def test_many_tokens_stay_float32(isa):
     assert_identical(multiply(isa, weight, *inputs), multiply(isa, weight, *inputs, level=0))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("code_type", CODE_TYPES)
 @pytest.mark.parametrize("zero_points", [False, True])
 def test_several_tasks_and_every_block_size(isa, code_type, zero_points):
@@ -135,7 +140,7 @@ def test_several_tasks_and_every_block_size(isa, code_type, zero_points):
             assert_follows_specification(multiply(isa, weight, *inputs, threads=4), weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 8, 20])
 def test_tasks_that_share_the_channels(isa, tokens):
     if tokens > max(FEW) and isa not in ROUNDS_ALWAYS:
@@ -148,7 +153,7 @@ def test_tasks_that_share_the_channels(isa, tokens):
     assert_identical(multiply(isa, weight, *inputs), y)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("code_type", ["int8", "uint8", "int4", "uint4"])
 def test_the_largest_sums_do_not_saturate(isa, code_type):
     """Every row and value of a block at its largest: 64 * 127 * 255."""
@@ -163,7 +168,7 @@ def test_the_largest_sums_do_not_saturate(isa, code_type):
                 np.testing.assert_array_equal(multiply(isa, weight, values), expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_dropped_rows_do_not_matter(isa):
     rng = np.random.default_rng(2)
     weight = random_weight(rng, "int4", 192, 300)

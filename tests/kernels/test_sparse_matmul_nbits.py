@@ -18,9 +18,15 @@ from tests.kernels.nbits_sessions import (
     random_weight,
     sparse_matmul_nbits_model,
 )
-from tests.kernels.sessions import DTYPES, assert_identical, create_session, instruction_set, supported_instruction_sets
+from tests.kernels.sessions import (
+    DTYPES,
+    INSTRUCTION_SETS,
+    assert_identical,
+    create_session,
+    instruction_set,
+    supported_instruction_sets,
+)
 
-ISAS = ["portable", "avx2", "avx512", "neon"]
 BLOCK_SIZES = [16, 32, 64, 128, 256]
 
 
@@ -70,7 +76,7 @@ def products(draw):
     return weight, random_inputs(rng, leading, K, O, draw(st.sampled_from(list(DTYPES))), kept)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @settings(max_examples=150, deadline=None)
 @given(case=products(), threads=st.sampled_from([1, 2, 4]))
 def test_follows_the_specification(isa, case, threads):
@@ -78,7 +84,7 @@ def test_follows_the_specification(isa, case, threads):
     assert_follows_specification(multiply(isa, weight, *inputs, threads=threads), weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 3, 8, 9, 40])
 @pytest.mark.parametrize("code_type", CODE_TYPES)
 def test_every_way_of_multiplying(isa, code_type, tokens):
@@ -91,7 +97,7 @@ def test_every_way_of_multiplying(isa, code_type, tokens):
             assert_follows_specification(multiply(isa, weight, *inputs, threads=4), weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 2, 20])
 @pytest.mark.parametrize("code_type", CODE_TYPES)
 def test_every_code_and_zero_point_is_read_exactly(isa, code_type, tokens):
@@ -108,7 +114,7 @@ def test_every_code_and_zero_point_is_read_exactly(isa, code_type, tokens):
         np.testing.assert_array_equal(multiply(isa, weight, values), expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 2, 12, 70])
 @pytest.mark.parametrize("code_type", ["int8", "uint4"])
 def test_a_special_value_reaches_every_column_of_its_token_and_no_other(isa, code_type, tokens):
@@ -125,7 +131,7 @@ def test_a_special_value_reaches_every_column_of_its_token_and_no_other(isa, cod
         assert np.isfinite(np.delete(y, tokens // 2, axis=0)).all()
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("code_type", ["int8", "int4"])
 @pytest.mark.parametrize("tokens", [1, 2, 16, 130])
 def test_rows_of_dropped_channels_do_not_matter(isa, code_type, tokens):

@@ -104,7 +104,7 @@ void check_float(const Numbers& x) {
     uint32_t bits = 0;
     for (int n = 0; n < kWidth; ++n) {
       nan = nan || x.a[at + n] != x.a[at + n];
-      bits |= (x.a[at + n] != 0.0f ? 1u : 0u) << n;
+      if (x.a[at + n] != 0.0f) bits |= 1u << n;
     }
     require(V::any_nan(a(at)) == nan, "any_nan");
     require(V::nonzero(a(at)) == bits, "nonzero");
@@ -264,7 +264,7 @@ void check_bits(const Numbers& x) {
       uint32_t bits = 0;
       int count = 0;
       for (int n = 0; n < kWidth; ++n) {
-        bits |= (x.i[at + n] >= x.j[at + n] ? 1u : 0u) << n;
+        if (x.i[at + n] >= x.j[at + n]) bits |= 1u << n;
         count += x.i[at + n] >= x.j[at + n] ? 1 : 0;
       }
       const uint32_t found = Vector::at_least(Vector::load_int(x.i + at), Vector::load_int(x.j + at));
@@ -280,7 +280,8 @@ void check_bits(const Numbers& x) {
     for (int at = 0; at < kCount; at += kWidth) {
       const auto v = Vector::load(x.a + at);
       uint32_t between = 0;
-      for (int n = 0; n < kWidth; ++n) between |= (x.a[at + n] >= -1.0f && !(x.a[at + n] >= 1e-3f) ? 1u : 0u) << n;
+      for (int n = 0; n < kWidth; ++n)
+        if (x.a[at + n] >= -1.0f && !(x.a[at + n] >= 1e-3f)) between |= 1u << n;
       require(Vector::at_least_and_below(v, Vector::broadcast(-1.0f), Vector::broadcast(1e-3f)) == between,
               "at_least_and_below");
       const uint32_t bits = 0xb2e5u & ((1u << kWidth) - 1);
