@@ -1,8 +1,9 @@
 // What was tuned by measurement in how a product is divided and computed.
 //
 // Constants of the loops themselves (rows, vectors and lines at once) stand beside them, in product/*_impl.h. All were
-// measured on 2 cores of an AMD EPYC (Zen 4), but where something else is said. "Throw-away program" is one that ran
-// SparseMatMul for one shape and was not kept; tests/product_benchmark.cpp now measures the same:
+// measured on 2 cores of an AMD EPYC (Zen 4). "Throw-away program" is one that ran SparseMatMul for one shape and was
+// not kept; "not recorded" means that nothing says how the number was found. tests/product_benchmark.cpp now measures
+// all algorithms of a shape:
 //
 //   build/tests/product_benchmark TOKENS INPUTS OUTPUTS [INSTRUCTION SET] [TYPE]
 //
@@ -23,7 +24,7 @@ struct Tuning {
   size_t gather_tokens_4_bits = 8;
 
   // Of more tokens some algorithms are no candidates. Gathered rows took twice as long as packed ones at 16, and the
-  // union half as long again at 32; up to 16 tokens these are the dense product. Throw-away program, 4096 x 4096.
+  // union half as long again at 32; up to 16 tokens these are the dense product. Throw-away program.
   size_t most_tokens_gather_rows = 8;
   size_t most_tokens_gather_union = 16;
 
@@ -32,11 +33,11 @@ struct Tuning {
   size_t gather_rows_outputs = 8192;
 
   // Bytes of a row of a task: the union is read from the second-level cache output by output; of rows of 16 KB, of
-  // which 64 fill that cache, 8 tokens took a quarter longer. Throw-away program, 4096 x 4096 float32.
+  // which 64 fill that cache, 8 tokens took a quarter longer. Throw-away program.
   size_t gather_union_bytes = 4096;
 
   // The packed weights of a block of inputs stay in the second-level cache, which the sums of a task's tokens pass
-  // through. int8 tiles want as many blocks of outputs as are rounded together. Throw-away program, 4096 x 4096.
+  // through. int8 tiles want as many blocks of outputs as are rounded together. Not recorded.
   size_t packed_outputs = 1024;
   size_t fewest_packed_int8_outputs = 1024;
   size_t most_packed_int8_outputs = 2048;
@@ -53,20 +54,20 @@ struct Tuning {
   size_t most_tokens_split_k = 32;
 
   // Outputs of a task are a multiple of this, so that only the last ones of a row are not whole cache lines. Not
-  // measured.
+  // recorded.
   size_t output_unit = 64;
 
-  // Products and sums of a task that are worth the start of another worker: some 10 microseconds, of which waking a
-  // thread that sleeps took 24 (time stamps in tasks of 8 tokens, throw-away program).
+  // Products and sums of a task that are worth the start of another worker: some 10 microseconds. Not recorded. (A
+  // thread that sleeps takes 24 to begin; that is what short calls are tried by one thread for.)
   size_t work_of_task = size_t{1} << 16;
 
   // Calls of up to so many tokens and multiplications, half of them of zeros, are tried by one thread too: more of them
-  // take so long, a millisecond and more as float32, that several pay. `nm-export bench ops`, with and without it.
+  // take so long, a millisecond and more as float32, that several pay. Not recorded.
   size_t most_tokens_short_call = 8;
   size_t work_of_short_call = size_t{1} << 23;
 
   // Up to so many tokens each number of them has its own times; more of them count as the next power of two. So many
-  // values of a call are looked at for the share of kept inputs. Not measured.
+  // values of a call are looked at for the share of kept inputs. Not recorded.
   size_t single_tokens = 8;
   size_t sampled_values = 1024;
 };
