@@ -371,7 +371,9 @@ def bench_decoder(
     ] = 512,
     pattern: Annotated[str, typer.Option(metavar="PATTERN", help="What every linear keeps: N:M or P%.")] = "8:16",
     precision: Annotated[str, typer.Option(metavar="FORMAT", help="Of the weights: fp32, int8 or int4.")] = "fp32",
-    block_size: Annotated[int, typer.Option(metavar="N", help="Weights that share a scale, with int8 and int4.")] = 32,
+    block_size: Annotated[
+        int, typer.Option(metavar="N", help="Neighbouring inputs that share a scale, with int8 and int4.")
+    ] = 32,
     prompt: Prompts = None,
     new_tokens: NewTokens = 24,
     repeats: Repeats = 5,

@@ -10,12 +10,13 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from nm_export.calibration.documents import is_at_hand, load_text
 from nm_export.calibration.text import COUNTED, is_long_enough
 from nm_export.card.own_text import read_own_text
+from nm_export.compute_dtype import ComputeType, choose_compute_type, name_of
 from nm_export.errors import UserError
 from nm_export.estimates.costs import Cost, Disk, costs, disk
 from nm_export.estimates.rates import Rates, measure_rates
 from nm_export.estimates.shapes import Shapes, find_shapes
 from nm_export.finished import made_by
-from nm_export.onnx.base_graph import AUTHORS
+from nm_export.onnx.base_graph import AUTHORS, check_positions
 from nm_export.plan import Plan
 from nm_export.preparation import learning_text
 from nm_export.publishing.base_weights import check_source
@@ -24,7 +25,7 @@ from nm_export.publishing.settings import publish_settings
 from nm_export.recipe import PublishSection, Recipe, Scheme, TextSection
 from nm_export.sizes import size_in_words as _size
 from nm_export.sizes import smaller
-from nm_export.sources import SourceUnavailableError, load_tokenizer_only, resolve_source
+from nm_export.sources import SourceUnavailableError, load_config_only, load_tokenizer_only, resolve_source
 from nm_export.tables import Columns, Sentences, time_in_words
 
 
@@ -36,11 +37,13 @@ class Estimate:
         disk: what it would write.
         costs: time and memory of its stages.
         rates: this machine's speed, on which the times rest.
+        compute: the type that a run would compute in.
     """
 
     disk: Disk
     costs: tuple[Cost, ...]
     rates: Rates
+    compute: ComputeType
 
     @property
     def seconds(self) -> float:
@@ -148,14 +151,16 @@ def dry_run(
     shapes = estimate = None
     try:
         shapes = find_shapes(recipe)
+        if recipe.onnx.enabled and not skip_onnx:
+            check_positions(load_config_only(recipe.model))
     except SourceUnavailableError as error:
         unchecked.append(f"which modules the recipe matches, and whether M divides their inputs: {error}")
     with_onnx = recipe.onnx.enabled and not skip_onnx
     if shapes is not None:
-        rates = measure_rates(shapes.dtype, target.parent)
-        estimate = Estimate(
-            disk(recipe, shapes, with_onnx=with_onnx), costs(recipe, shapes, rates, with_onnx=with_onnx), rates
-        )
+        compute = choose_compute_type(recipe.model.compute_dtype, shapes.dtype, shapes.parameters)
+        rates = measure_rates(compute.computed, target.parent)
+        stages = costs(recipe, shapes, rates, with_onnx=with_onnx, computed=compute.computed)
+        estimate = Estimate(disk(recipe, shapes, with_onnx=with_onnx), stages, rates, compute)
     unchecked += _check_texts(recipe)
     publishing = None
     if push_to_hub:
@@ -208,6 +213,8 @@ def _steps(
         if shapes
         else ""
     )
+    if estimate and estimate.compute.why:
+        yield f"compute in {name_of(estimate.compute.computed)}: {estimate.compute.why}"
     yield (
         f"calibrate {len(shapes.plan.pruned) if shapes else 'the matching'} linears at {recipe.sparsity.pattern} on "
         f"{text.num_samples} x {text.sequence_length} tokens of {text.dataset}"

@@ -129,14 +129,14 @@ def run(
             be_silent()
             workspace = Workspace(target, writable=False)
             stages = Stages(announce=False, journal=workspace.journal)
-            material = Material(recipe, stages, with_onnx=with_onnx)
+            material = Material(recipe, stages, with_onnx=with_onnx, finished=target, processes=processes)
             if overwrite or not is_finished(target, material.inputs):
                 prepare(recipe, stages, processes, workspace.learning, material)
             return None
         with working_on(target) as workspace, saying(workspace.describe):
             stages = Stages(journal=workspace.journal)
             stages.follow(_announced(recipe, with_onnx, push_to_hub))
-            material = Material(recipe, stages, with_onnx=with_onnx)
+            material = Material(recipe, stages, with_onnx=with_onnx, finished=target, processes=processes)
             if not overwrite and is_finished(target, material.inputs):
                 workspace.remove()
                 summary = Summary.of_folder(target)
@@ -165,6 +165,7 @@ def _make(
     """Do what is not done yet, and give the folder its name."""
     folder, journal, inputs = workspace.model, workspace.journal, material.inputs
     with_onnx = "onnx" in inputs.stages
+    stored = material.compute.stored
     journal.keep_only(inputs.stages)
     prepared = prepare(recipe, stages, processes, workspace.learning, material)
 
@@ -182,7 +183,7 @@ def _make(
     def write(model: Any) -> tuple[Iterable[Path], None]:
         folder.mkdir(exist_ok=True)
         before = set(_files(folder))
-        write_model(model, prepared.tokenizer, folder, recipe.publish.max_shard_size)
+        write_model(model, prepared.tokenizer, folder, recipe.publish.max_shard_size, stored)
         if base:
             refer(folder, folder, base, recipe.publish.max_shard_size)
         return set(_files(folder)) - before, None
@@ -198,7 +199,9 @@ def _make(
         ids = prepared.held_out.input_ids
         try:
             found = once(
-                "verify", "Verifying", lambda model: ((), _verify(folder, model, ids, recipe, with_onnx).to_dict())
+                "verify",
+                "Verifying",
+                lambda model: ((), _verify(folder, model, ids, recipe, with_onnx, stored).to_dict()),
             )
         except NMExportError:
             for stage in ("onnx", "write"):  # what is wrong is not taken as it is by the next run
@@ -323,7 +326,7 @@ def verify_folder(folder: str | Path) -> FolderVerification:
     with quiet_transformers():
         with doing(f"Loading {folder}"):
             found = find_exported(folder)
-            model, tokenizer, recipe = load_exported(found)
+            model, tokenizer, recipe = load_exported(found, quick=True)
             sequences = read_sequences(tokenizer, recipe.held_out).input_ids
         with doing("Verifying"):
             with_onnx = (found / "onnx" / "model.onnx").is_file()
@@ -351,7 +354,14 @@ def _export_onnx(model: Any, folder: Path, recipe: Recipe, read: dict[str, str])
     return result.quantization.to_dict() if result.quantization else None
 
 
-def _verify(folder: Path, model: Any, sequences: torch.Tensor, recipe: Recipe, with_onnx: bool) -> VerificationReport:
+def _verify(
+    folder: Path,
+    model: Any,
+    sequences: torch.Tensor,
+    recipe: Recipe,
+    with_onnx: bool,
+    stored: torch.dtype | None = None,
+) -> VerificationReport:
     settings = recipe.verify
     length = min(VERIFY_WINDOW, sequences.shape[1])
     windows = sequences[:, : sequences.shape[1] // length * length].reshape(-1, length)
@@ -362,6 +372,7 @@ def _verify(folder: Path, model: Any, sequences: torch.Tensor, recipe: Recipe, w
         output_tolerance=settings.output_tolerance,
         divergence_factor=settings.divergence_factor,
         onnx=with_onnx,
+        stored=stored,
     )
 
 

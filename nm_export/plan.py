@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from nm_export.causality import check_causal
 from nm_export.errors import UserError
 from nm_export.modeling.configuration_nm_sparse import SPARSITY_VERSION
 from nm_export.modeling.modeling_nm_sparse import group_size
@@ -147,9 +148,9 @@ def make_plan(model: PreTrainedModel, recipe: Recipe | SparsitySection, *, with_
             section says nothing.
 
     Raises:
-        UserError: a wildcard matches nothing, a module cannot be pruned, `m` does not divide its input channels, the
-            scheme of a linear needs to know one sequence from the next and its input does not tell, or the model holds
-            an adapter.
+        UserError: the model sees later tokens, a wildcard matches nothing, a module cannot be pruned, `m` does not
+            divide its input channels, the scheme of a linear needs to know one sequence from the next and its input
+            does not tell, or the model holds an adapter.
     """
     _refuse_adapters(model)
     head = model.get_output_embeddings()
@@ -162,6 +163,7 @@ def make_plan(model: PreTrainedModel, recipe: Recipe | SparsitySection, *, with_
     if unmatched:
         known = ", ".join(sorted({f"*.{name.rsplit('.', 1)[-1]}" for name in linears}))
         raise UserError(f"{unmatched[0]} matches no linear layer of {type(model).__name__}; it has {known}.")
+    check_causal(model, type(model).__name__)
     inputs = _inputs_of(model, linears)
     plan = Plan(
         tuple(

@@ -13,15 +13,19 @@ from nm_export.calibration import calibrate
 from nm_export.calibration.budget import choose_patterns
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.text import TokenSequences, read_sequences
+from nm_export.compute_dtype import ComputeType, choose_compute_type, earlier_choice, name_of, round_weights
 from nm_export.digests import digest
 from nm_export.errors import UserError
 from nm_export.evaluation import perplexity, torch_logits
 from nm_export.inputs import PROGRAM, Inputs
 from nm_export.journal import Entry
+from nm_export.json_files import read_json_object
 from nm_export.learning import LearningReport, learn
 from nm_export.modeling import NMSparseForCausalLM
+from nm_export.onnx.base_graph import check_positions
 from nm_export.parameters import load_parameters, save_parameters
 from nm_export.plan import Plan, make_plan
+from nm_export.progress import say
 from nm_export.recipe import LearningText, Recipe
 from nm_export.sources import OpenSource, load_model
 from nm_export.stages import Stages
@@ -41,10 +45,30 @@ class Material:
         learning_text: sequences for learning, or None.
         texts: all of them by name.
         inputs: what each stage reads.
+        compute: the type to compute in.
     """
 
-    def __init__(self, recipe: Recipe, stages: Stages, *, with_onnx: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        stages: Stages,
+        *,
+        with_onnx: bool = False,
+        finished: Path | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        """Open and read.
+
+        Args:
+            recipe: what to do.
+            stages: where to announce it, and where to find what an earlier run has chosen.
+            with_onnx: whether an ONNX export belongs to the road.
+            finished: a folder that may be what the recipe gives already.
+            processes: those of the launch, which compute alike.
+        """
         self.source = OpenSource(recipe.model)
+        if with_onnx:
+            check_positions(self.source.config)  # before hours of work
         self.tokenizer = self.source.tokenizer
         with stages.stage("text", "Reading text"):
             self.text = read_sequences(self.tokenizer, recipe.calibration)
@@ -57,7 +81,26 @@ class Material:
         ids = {name: text.input_ids for name, text in self.texts.items()}
         # the name of a snapshot's folder is the commit, which the model's record names
         model = {"files": self.source.hashes(), "folder": self.source.folder.name}
+        self.compute = self._choose_type(recipe, stages, finished, processes or Processes())
+        model["computes in"] = name_of(self.compute.computed)
         self.inputs = Inputs(recipe, model, ids, with_onnx=with_onnx)
+
+    def _choose_type(self, recipe: Recipe, stages: Stages, finished: Path | None, processes: Processes) -> ComputeType:
+        """What the first process chooses: the type of the run that this one goes on with, or else the quicker one."""
+        plan = stages.journal.entries.get("plan") if stages.journal else None
+        records = [plan.result.get("base_model") if plan else None, _recorded_base(finished)]
+        earlier = (earlier_choice(record, recipe.model.source) for record in records)
+        source = self.source
+        chosen = choose_compute_type(
+            recipe.model.compute_dtype, source.stored_dtype, source.parameters, next(filter(None, earlier), None)
+        )
+        first = processes.gather(torch.tensor([float(chosen.is_wider)], dtype=torch.float64))[0]
+        if bool(first) != chosen.is_wider:
+            computed = torch.float32 if first else chosen.stored
+            chosen = ComputeType(chosen.stored, computed, "as the first process does")
+        if chosen.why and processes.rank == 0:
+            say(f"Computing in {name_of(chosen.computed)}: {chosen.why}.")
+        return chosen
 
 
 class Prepared:
@@ -99,7 +142,7 @@ class Prepared:
     def _dense(self) -> Any:
         section = self._recipe.model
         with self._stages.stage("load", f"Loading {section.source}"):
-            model, _, self.provenance = load_model(section, self._material.source)
+            model, _, self.provenance = load_model(section, self._material.source, self._material.compute)
             _refuse_nan(model, self._recipe)
             _refuse_foreign_tokens(model, self._recipe, self._material.texts.values())
         return model
@@ -165,6 +208,7 @@ class Prepared:
             settings = self._recipe.calibration
             ids, by_block = self.calibration_text.input_ids, settings.block_by_block
             calibrate(model, ids, settings.batch_size, self._processes, block_by_block=by_block)
+            self._round(model)
         self._keep("calibrate", read, "calibrated.safetensors", lambda path: save_parameters(model, path))
 
     def _learn(self, text: TokenSequences, checkpoint_dir: Path | None) -> None:
@@ -185,8 +229,15 @@ class Prepared:
                 checkpoint_key=key,
                 processes=self._processes,
             )
+            self._round(model)
         report = self.learning.to_dict()
         self._keep("learn", read, "learned.safetensors", lambda path: save_parameters(model, path), report)
+
+    def _round(self, model: Any) -> None:
+        """Give rewritten weights the numbers that files will hold: everything after this is about those."""
+        compute = self._material.compute
+        if compute.is_wider:
+            round_weights(model, compute.stored, model.config.sparsity["rewritten"])
 
     def _take(self, name: str, read: Mapping[str, str]) -> Entry | None:
         """Take a stage over if every process can."""
@@ -228,9 +279,20 @@ def prepare(
     Raises:
         UserError: something that the user can correct.
     """
-    prepared = Prepared(recipe, material or Material(recipe, stages), stages, processes)
+    prepared = Prepared(recipe, material or Material(recipe, stages, processes=processes), stages, processes)
     prepared.make(checkpoint_dir)
     return prepared
+
+
+def _recorded_base(folder: Path | None) -> Any:
+    """What a finished folder says about its base model; None if there is none."""
+    if folder is None:
+        return None
+    try:
+        record = read_json_object(folder / "nm_export.json")
+    except (OSError, UserError):
+        return None
+    return record.get("base_model")
 
 
 def learning_text(recipe: Recipe) -> LearningText:

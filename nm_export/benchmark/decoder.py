@@ -41,7 +41,7 @@ def benchmark_decoder(
         vocabulary: rows of the embedding and of the output layer.
         pattern: of all linears, by magnitude.
         precision: of the weights, of both twins: "fp32", "int8" or "int4".
-        block_size: weights that share a scale, where they are quantized.
+        block_size: weights of neighbouring inputs that share a scale, where they are quantized.
         prompts: lengths of prompt, in tokens.
         new_tokens: tokens generated after each prompt.
         repeats: runs of each; the median counts.

@@ -38,7 +38,7 @@ class Product:
         dense_seconds: median of one dense product.
         sparse_seconds: median of one sparse product with its selection.
         dense_bytes: what the dense product must read and write.
-        sparse_bytes: the same of the sparse one: of the weight, the rows that some token keeps.
+        sparse_bytes: the same of the sparse one: of the weight, the rows that some token keeps; of the scales, all.
         dense_flops: float operations of the dense product.
         sparse_flops: those of the sparse one: kept channels only.
         repeats: rounds that were measured.
@@ -134,6 +134,7 @@ def _products(
             sparse_times = [run / sparse.copies for run in seconds["sparse"]]
             activations = tokens * (shape.K + shape.O) * 4
             row_share = np.count_nonzero(pruned.any(axis=0)) / shape.K
+            dropped_bytes = round(sparse_weights.tensors["weight"].nbytes * (1 - row_share))
             yield Product(
                 modules=shape.modules,
                 K=shape.K,
@@ -145,7 +146,7 @@ def _products(
                 dense_seconds=statistics.median(dense_times),
                 sparse_seconds=statistics.median(sparse_times),
                 dense_bytes=dense_weights.nbytes + activations,
-                sparse_bytes=round(sparse_weights.nbytes * row_share) + activations,
+                sparse_bytes=sparse_weights.nbytes - dropped_bytes + activations,
                 dense_flops=2 * x.size * shape.O,
                 sparse_flops=2 * int(np.count_nonzero(pruned)) * shape.O,
                 repeats=len(dense_times),

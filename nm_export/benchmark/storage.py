@@ -1,7 +1,7 @@
 """Formats of a weight as the two rivals store them: this package's operators `[K, O]`, ONNX Runtime's its own way.
 
-Floating point stands against ONNX Runtime's float32 MatMul; 8 and 4 bits against MatMulNBits of the same bits and block
-size, symmetric, whose blocks lie along K.
+Floating point stands against ONNX Runtime's float32 MatMul; 8 and 4 bits against MatMulNBits with the same numbers,
+symmetric, in blocks along K; this package's scales are float16, ONNX Runtime's float32.
 """
 
 import re
@@ -14,7 +14,7 @@ from nm_export.errors import UserError
 from nm_export.onnx.quantize import pack
 
 # as onnx.TensorProto names them; the package onnx is optional
-FLOAT, UINT8, INT8, FLOAT16, BFLOAT16, INT4 = 1, 2, 3, 10, 16, 22
+FLOAT, UINT8, FLOAT16, BFLOAT16, UINT4 = 1, 2, 10, 16, 21
 _DEFAULT_BLOCK = 32
 _FORMATS = ("fp32", "fp16", "bf16", "int8", "int4")
 
@@ -86,12 +86,10 @@ def sparse_tensors(weight: np.ndarray, form: Storage) -> dict[str, StoredTensor]
     if form.block_size is None:
         return {"weight": _floating(weight, form)}
     codes, scales = _quantize(weight, form.bits, form.block_size)
-    zeros = np.zeros(-(-scales.size * form.bits // 8), np.uint8)
-    element = INT8 if form.bits == 8 else INT4
     return {
-        "weight": StoredTensor(element, weight.shape, codes.reshape(-1) if form.bits == 8 else pack(codes, 4)),
-        "scales": StoredTensor(FLOAT, scales.shape, scales),
-        "zero_points": StoredTensor(element, scales.shape, zeros),
+        "weight": StoredTensor(UINT8 if form.bits == 8 else UINT4, weight.shape, pack(codes.T, form.bits)),
+        "scales": StoredTensor(FLOAT16, scales.shape[::-1], scales.T.astype(np.float16, order="C")),
+        "zero_points": StoredTensor(FLOAT16, (1,), np.array([2 ** (form.bits - 1)], np.float16)),
     }
 
 
@@ -100,14 +98,15 @@ def dense_tensors(weight: np.ndarray, form: Storage) -> dict[str, StoredTensor]:
     if form.block_size is None:
         return {"weight": StoredTensor(FLOAT, weight.shape, weight)}
     K, O = weight.shape  # noqa: E741
-    codes, scales = _quantize(np.ascontiguousarray(weight.T), form.bits, form.block_size)
+    codes, scales = _quantize(weight, form.bits, form.block_size)
     blocks = scales.shape[1]
-    padded = np.zeros((O, blocks * form.block_size), np.int8)
+    padded = np.full((O, blocks * form.block_size), 2 ** (form.bits - 1), np.uint8)
     padded[:, :K] = codes
-    unsigned = (padded.view(np.uint8) + np.uint8(2 ** (form.bits - 1))).astype(np.uint8)
-    content = unsigned if form.bits == 8 else pack(unsigned, 4)
     shape = (O, blocks, form.block_size * form.bits // 8)
-    return {"weight": StoredTensor(UINT8, shape, content), "scales": StoredTensor(FLOAT, scales.shape, scales)}
+    return {
+        "weight": StoredTensor(UINT8, shape, pack(padded, form.bits)),
+        "scales": StoredTensor(FLOAT, scales.shape, scales),
+    }
 
 
 def _floating(weight: np.ndarray, form: Storage) -> StoredTensor:
@@ -120,12 +119,13 @@ def _floating(weight: np.ndarray, form: Storage) -> StoredTensor:
 
 
 def _quantize(weight: np.ndarray, bits: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int8 and scales float32 `[rows, blocks]` of symmetric blocks along the last axis."""
+    """Codes uint8 `[O, K]` and scales float32 `[O, blocks]` of symmetric blocks of inputs; zero is 8 or 128."""
+    weight = np.ascontiguousarray(weight.T)
     rows, columns = weight.shape
     blocks = -(-columns // block_size)
     padded = np.pad(weight, ((0, 0), (0, blocks * block_size - columns))).reshape(rows, blocks, block_size)
     largest = 2 ** (bits - 1) - 1
     scales = np.abs(padded).max(axis=2) / np.float32(largest)
     scales[scales == 0] = 1
-    codes = np.rint(padded / scales[:, :, None]).astype(np.int8)
+    codes = (np.rint(padded / scales[:, :, None]) + (largest + 1)).astype(np.uint8)
     return codes.reshape(rows, -1)[:, :columns], scales

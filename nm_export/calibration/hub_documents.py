@@ -4,14 +4,14 @@ import os
 import re
 from collections.abc import Iterator
 
-from nm_export.calibration.columns import missing_column, text_of
+from nm_export.calibration.columns import Render, text_column, text_of
 from nm_export.errors import UserError
 from nm_export.recipe import TextSection
 
 _CACHE_UP_TO_BYTES = 1 << 30
 
 
-def hub_documents(section: TextSection) -> Iterator[str]:
+def hub_documents(section: TextSection, render: Render | None = None) -> Iterator[str]:
     """Text of every row, in order.
 
     Datasets that are known to be small (1 GiB) are downloaded and cached; all others are streamed, as far as they are
@@ -38,10 +38,10 @@ def hub_documents(section: TextSection) -> Iterator[str]:
             revision=section.revision,
             streaming=whole_split and not small,
         )
-        if rows.column_names and section.text_column not in rows.column_names:
-            raise missing_column(section, rows.column_names)
-        for row in rows:
-            yield text_of(row, section)
+        if rows.column_names:
+            text_column(section, rows.column_names)
+        for number, row in enumerate(rows, 1):
+            yield text_of(row, section, render, f"row {number}")
     except UserError:
         raise
     except Exception as error:  # `datasets` raises the errors of many libraries

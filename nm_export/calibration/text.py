@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nm_export.arguments import named
+from nm_export.calibration.columns import Render
 from nm_export.calibration.documents import BUILTIN, load_text
 from nm_export.errors import UserError
 from nm_export.recipe import TextSection
@@ -59,7 +60,7 @@ def read_sequences(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
     needed = _needed(section, prefix)
     digest, documents, tokens = hashlib.sha256(), 0, 0
     parts: list[torch.Tensor] = []
-    for batch in _batches(load_text(section)):
+    for batch in _batches(load_text(section, _renderer(tokenizer))):
         for text in batch:
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         part = _encode(tokenizer, batch)
@@ -91,7 +92,7 @@ def is_long_enough(tokenizer: PreTrainedTokenizerBase, section: TextSection) -> 
     """
     needed = _needed(section, beginning_of_text(tokenizer))
     tokens = 0
-    for batch in _batches(load_text(section)):
+    for batch in _batches(load_text(section, _renderer(tokenizer))):
         tokens += len(_encode(tokenizer, batch))
         if tokens >= needed:
             return True
@@ -111,6 +112,13 @@ def _too_short(section: TextSection, tokens: int, needed: int) -> UserError:
         f"{section.num_samples:,} sequences of {section.sequence_length:,} need {needed:,}; lower "
         f"{key}.num_samples or {key}.sequence_length, or give more text"
     )
+
+
+def _renderer(tokenizer: PreTrainedTokenizerBase) -> Render | None:
+    """What makes a text of a chat; None where the tokenizer has no template for it."""
+    if not tokenizer.chat_template:
+        return None
+    return lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False))
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, batch: list[str]) -> torch.Tensor:

@@ -160,7 +160,10 @@ def _quantization(numbers: dict[str, Any]) -> Iterator[str]:
     report = numbers.get("quantization")
     if report is None:
         return
-    text = f"In the ONNX model weights of linear layers are {report['precision']}, {report['block_size']} to a scale"
+    text = (
+        f"In the ONNX model weights of linear layers are {report['precision']}, "
+        f"{report['block_size']} neighbouring inputs to a scale"
+    )
     mean = report["pruned_modules_mean"]
     if mean is not None:
         text += (

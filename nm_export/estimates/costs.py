@@ -8,6 +8,8 @@ measured runs of SmolLM2-135M and of tiny models.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from nm_export.calibration.budget import ALLOCATION_WINDOW, ALLOCATION_WINDOWS
 from nm_export.estimates.rates import Rates
 from nm_export.estimates.shapes import Shapes
@@ -75,25 +77,28 @@ def disk(recipe: Recipe, shapes: Shapes, *, with_onnx: bool) -> Disk:
     )
 
 
-def costs(recipe: Recipe, shapes: Shapes, rates: Rates, *, with_onnx: bool) -> tuple[Cost, ...]:
-    """Estimate every stage of a run, in order."""
-    return tuple(_costs(recipe, shapes, rates, with_onnx))
+def costs(
+    recipe: Recipe, shapes: Shapes, rates: Rates, *, with_onnx: bool, computed: torch.dtype | None = None
+) -> tuple[Cost, ...]:
+    """Estimate every stage of a run, in order; `computed` is the type of the weights in memory, if not as stored."""
+    return tuple(_costs(recipe, shapes, rates, with_onnx, computed or shapes.dtype))
 
 
-def _costs(recipe: Recipe, shapes: Shapes, rates: Rates, with_onnx: bool) -> Iterator[Cost]:
+def _costs(recipe: Recipe, shapes: Shapes, rates: Rates, with_onnx: bool, computed: torch.dtype) -> Iterator[Cost]:
     rows, columns = shapes.embedding
     linears = sum(linear.macs for linear in shapes.plan.linears)
     whole = linears + rows * columns
     slower = REFERENCE / rates.float_macs
     written = disk(recipe, shapes, with_onnx=with_onnx)
     write = rates.write or 100e6
-    memory = PROCESS + shapes.weight_bytes
+    wider = computed != shapes.dtype
+    memory = PROCESS + (shapes.parameters * computed.itemsize if wider else shapes.weight_bytes)
     held_out = recipe.held_out
     logits = 3 * 4 * held_out.sequence_length * rows
 
     from_gguf = recipe.model.source.endswith(".gguf") or recipe.model.source.startswith("sample:")
     # safetensors are mapped; what is converted, or written anew, is a copy
-    mapped = 0 if from_gguf or recipe.model.dtype != "auto" else shapes.weight_bytes - _rewritten(shapes)
+    mapped = 0 if from_gguf or wider or recipe.model.dtype != "auto" else shapes.weight_bytes - _rewritten(shapes)
     yield Cost("load", slower * (1 + shapes.parameters * (70e-9 if from_gguf else 3e-9)), memory, mapped)
     if held_out.enabled:
         yield Cost("evaluate_dense", _tokens(held_out) * whole / rates.macs, memory + logits, mapped)

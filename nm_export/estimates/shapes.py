@@ -15,6 +15,7 @@ from nm_export.plan import Plan, PlannedLinear, make_plan
 from nm_export.recipe import OnnxSection, Recipe
 from nm_export.sources import load_config_only
 
+_FLOAT16 = 2  # bytes of a scale of NMSparseMatMulNBits; those of MatMulNBits are float32
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
 
 
@@ -125,6 +126,7 @@ def find_shapes(recipe: Recipe) -> Shapes:
     dtype = config.dtype if recipe.model.dtype == "auto" else getattr(torch, recipe.model.dtype)
     dtype = dtype if isinstance(dtype, torch.dtype) else torch.float32
     text = config.get_text_config()
+    _fix_angles(text)
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         plan = make_plan(model, recipe)
@@ -145,12 +147,26 @@ def find_shapes(recipe: Recipe) -> Shapes:
     return Shapes(plan, tensors, dtype, (rows, columns), tied, positions, head_size, has_builder)
 
 
+def _fix_angles(config: Any) -> None:
+    """Let rotary angles be the same for every text: those that look at its length need numbers, which shapes lack."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):
+        if isinstance(part, dict) and "dynamic" in str(part.get("rope_type")):
+            part["rope_type"] = "default"
+
+
 def _linear_bytes(linear: PlannedLinear, onnx: OnnxSection) -> int:
     """Bytes of one linear's weight and constants in an ONNX graph."""
     K, O = linear.in_features, linear.out_features  # noqa: E741
     if onnx.precision == "fp32":
         return 4 * K * O
     bits = {"int8": 8, "int4": 4}[onnx.precision]
-    blocks = K * -(-O // onnx.block_size) if linear.scheme else O * -(-K // onnx.block_size)
-    zero_points = 0 if onnx.symmetric else blocks * bits // 8
-    return K * O * bits // 8 + 4 * blocks + zero_points
+    pruned = _reads_pruned(linear)
+    scale = _FLOAT16 if pruned else 4
+    zero_point = 0 if onnx.symmetric else _FLOAT16 if pruned else bits / 8
+    return K * O * bits // 8 + int(O * -(-K // onnx.block_size) * (scale + zero_point))
+
+
+def _reads_pruned(linear: PlannedLinear) -> bool:
+    """Whether a linear with a quantized weight is an `NMSparseMatMulNBits`, and not a `MatMulNBits`."""
+    return linear.scheme is not None and linear.scheme.prune != "weights"

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from nm_export.causality import check_causal
+from nm_export.compute_dtype import choose_compute_type
 from nm_export.errors import NMExportError, UserError
 from nm_export.exported import find_exported
 from nm_export.json_files import read_json
 from nm_export.loading import load_sparse
 from nm_export.recipe import ModelSection
-from nm_export.sources import load_model
+from nm_export.sources import OpenSource, load_model
 from nm_export.sources.hub import fetch_config
 from nm_export.sources.locate import resolve_source
 from nm_export.tokenizer_files import load_tokenizer
@@ -117,7 +119,7 @@ def _open_sparse(folder: Path, source: str, backend: str, device: str) -> OpenMo
             # a torch model computes beside it: a session that waits must not take its cores
             model = NMSparseORTModelForCausalLM.from_pretrained(folder, spinning=False)
         else:
-            model = load_sparse(folder)
+            model = load_sparse(folder, quick=device == "cpu")
     except NMExportError:
         raise
     except Exception as error:  # safetensors, tokenizers and configurations raise errors of their own
@@ -129,7 +131,12 @@ def _open_sparse(folder: Path, source: str, backend: str, device: str) -> OpenMo
 
 
 def _open_dense(section: ModelSection, device: str) -> OpenModel:
-    loaded = load_model(section)
+    opened = OpenSource(section)
+    # on other devices half precision is quick
+    setting = section.compute_dtype if device == "cpu" else "stored"
+    compute = choose_compute_type(setting, opened.stored_dtype, opened.parameters)
+    loaded = load_model(section, opened, compute)
+    check_causal(loaded.model, section.source)
     model = _moved(loaded.model, device)
     return OpenModel(model, loaded.tokenizer, {**loaded.provenance, "backend": "torch"})
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from nm_export.calibration.documents import BUILTIN, load_text
+from nm_export.calibration.text_files import kind
 from nm_export.errors import UserError
 from nm_export.recipe import TextSection
 from nm_export.tokenizer_files import beginning_of_text
@@ -23,7 +24,7 @@ CHARACTERS_PER_TOKEN = 32
 """So much text is read for each token wanted. No ordinary text needs as much, so the limit depends on no tokenizer."""
 
 _SEPARATOR = "\n\n"
-_TABLES = (".jsonl", ".parquet")
+_TABLES = (".jsonl", ".json", ".parquet")
 _HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 
 
@@ -137,7 +138,7 @@ def _folder(folder: Path, text_column: str) -> Iterator[str]:
 
 def _file(path: Path, split: str, text_column: str) -> Iterator[str]:
     documents = load_text(_section(str(path), split, text_column))
-    return _joined(documents) if path.suffix.lower() in _TABLES else documents  # text comes in chunks of whole lines
+    return _joined(documents) if kind(path) in _TABLES else documents  # text comes in chunks of whole lines
 
 
 def _joined(documents: Iterator[str]) -> Iterator[str]:

@@ -741,6 +741,9 @@ class _NMSparse(PreTrainedModel):
         for module in self.nm_modules().values():
             module.update_offset()
         self._note_rewritten(kwargs.get("state_dict"))
+        head, embedding = self.get_output_embeddings(), self.get_input_embeddings()
+        if head is not None:  # parameters may have been joined or parted since; whoever reloads goes by this flag
+            self.config.tie_word_embeddings = head.weight is embedding.weight
         super().save_pretrained(save_directory, *args, **kwargs)
         self.copy_code(save_directory)
 

@@ -9,6 +9,7 @@ q, k and v stay separate products, and packed linears (Phi-3's `qkv_proj`, `gate
 import contextlib
 import copy
 import io
+import math
 import re
 import tempfile
 from dataclasses import dataclass
@@ -18,13 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from nm_export.errors import NMExportError, UserError
 from nm_export.onnx.extras import require
+from nm_export.onnx.session import empty_cache
 from nm_export.tokenizer_files import load_tokenizer, save_tokenizer
+from nm_export.tying import is_tied
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from onnxruntime import InferenceSession
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Model class of transformers -> class of onnxruntime_genai.models.builders. Architectures enter this table with a test.
 _BUILDERS = {
@@ -40,6 +45,9 @@ _BUILDERS = {
     "SmolLM3ForCausalLM": "SmolLM3Model",
 }
 _GENAI_TYPES = {"Gemma3ForCausalLM": "gemma3_text"}
+_BEYOND, _FAR = 16, 256  # cached tokens: behind a border, and where a model knows none
+_CHEAP = 64_000_000  # bytes of a cache
+_LENGTH_KEYS = ("use_dynamic_ntk", "use_logn_attn")  # of models with code of their own
 OPSET = 22
 AUTHORS = {"builder": "the graph builder of onnxruntime-genai", "generic": "the exporter of transformers"}
 """Whose work the graphs of an exporter are, in words."""
@@ -89,14 +97,33 @@ def check_exportable(model: "PreTrainedModel", opset: int | None = None) -> None
     """Refuse what no exporter takes.
 
     Raises:
-        UserError: another opset than 22, a model that is not on the CPU or whose weights are quantized.
+        UserError: another opset than 22, a model that is not on the CPU or whose weights are quantized, positions whose
+            encoding changes with the length of the text.
     """
+    check_positions(model.config)
     if opset not in (None, OPSET):
         raise UserError(f"onnx.opset {opset} is not supported: the graph is written in opset {OPSET}.")
     if model.device.type != "cpu":
         raise UserError(f"The model is on {model.device}; the ONNX export reads it from the CPU: model.to('cpu').")
     if hasattr(getattr(model.config, "base_config", model.config), "quantization_config"):
         raise UserError("A quantized base model cannot be exported to ONNX: load it without quantization.")
+
+
+def check_positions(config: "PreTrainedConfig") -> None:
+    """Raise UserError for a configuration whose positions are encoded differently in texts of different lengths.
+
+    A graph has one table of angles; keys that are in the cache already have been turned by it.
+    """
+    config = getattr(config, "base_config", config).get_text_config()
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    kinds = {part.get("rope_type", part.get("type")) for part in (rope, *rope.values()) if isinstance(part, dict)}
+    found = [f"RoPE type {kind}" for kind in kinds if kind and ("dynamic" in kind or kind == "longrope")]
+    found += [key for key in _LENGTH_KEYS if getattr(config, key, None)]
+    if found:
+        raise UserError(
+            f"{found[0]} cannot be exported to ONNX: its angles depend on the length of the text; leave ONNX out "
+            "(--skip-onnx)."
+        )
 
 
 def build_base_graph(
@@ -155,6 +182,9 @@ def build_base_graph(
 def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: float | None = None) -> float:
     """Compare the graph's logits with the dense torch model's: a prompt of two rows, then one token on its cache.
 
+    Then one token on a long cache of random numbers: further away than an attention window and than the positions that
+    the model was first trained for, as far as they are worth the memory (`far_position`).
+
     Args:
         graph: what `build_base_graph` returned.
         model: the model it was built from; a sparse one is compared with its pruning switched off.
@@ -169,7 +199,7 @@ def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: f
     """
     import onnxruntime
 
-    from nm_export.onnx.session import create_session, empty_cache
+    from nm_export.onnx.session import create_session
 
     if tolerance is None:
         tolerance = {torch.float32: 1e-4, torch.float16: 1e-2}.get(model.dtype, 1e-1)
@@ -190,13 +220,61 @@ def check_base_graph(graph: BaseGraph, model: "PreTrainedModel", *, tolerance: f
         logits, *present = session.run(None, {"input_ids": part.numpy(), "attention_mask": mask, **cache})
         cache = dict(zip(cache, present, strict=True))
         got.append(torch.from_numpy(logits))
-    worst = float((torch.cat(got, dim=1) - expected).abs().max() / expected.abs().max())
-    if not worst <= tolerance:
-        raise NMExportError(
-            f"The dense graph of {architecture(model)} differs from the torch model by {worst:.1e} of the largest "
-            f"logit, where {tolerance:.0e} is accepted: {AUTHORS[graph.exporter]} does not render this model."
-        )
+    worst = _difference(torch.cat(got, dim=1), expected)
+    _judge(worst, tolerance, graph, model, "")
+    if length := far_position(model, session):
+        with dense():
+            far = _far_difference(model, session, length)
+        _judge(far, tolerance, graph, model, f" behind {length:,} cached tokens")
+        worst = max(worst, far)
     return worst
+
+
+def far_position(model: "PreTrainedModel", session: "InferenceSession") -> int:
+    """How many cached tokens a graph is compared behind: more than the model's window, and than its first positions.
+
+    A cache that takes more than a twentieth of the weights' memory is not made: then as many as are cheap. 0 where the
+    model knows no such position.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    first = [part.get("original_max_position_embeddings") for part in (rope, *rope.values()) if isinstance(part, dict)]
+    borders = [size for size in (getattr(config, "sliding_window", None), *first) if isinstance(size, int)]
+    wanted = max(borders) + _BEYOND if borders else _FAR
+    known: int = getattr(config, "max_position_embeddings", None) or wanted
+    token = sum(4 * math.prod(cached.shape[1:2] + cached.shape[3:]) for cached in session.get_inputs()[2:])
+    affordable = max(_CHEAP, sum(4 * p.numel() for p in model.parameters()) // 20) // max(token, 1)
+    return max(0, min(wanted, known - 1, affordable))
+
+
+def _far_difference(model: "PreTrainedModel", session: "InferenceSession", length: int) -> float:
+    """Largest difference of the logits of one token behind `length` cached ones, as a share of the largest logit."""
+    generator = np.random.default_rng(0)
+    past = {
+        name: generator.standard_normal((1, empty.shape[1], length, empty.shape[3]), dtype=np.float32)
+        for name, empty in empty_cache(session, 1).items()
+    }
+    cache = DynamicCache()
+    for layer in range(len(past) // 2):
+        keys, values = (torch.from_numpy(past[f"past_key_values.{layer}.{part}"]) for part in ("key", "value"))
+        cache.update(keys.to(model.dtype), values.to(model.dtype), layer)
+    ids, mask = torch.ones(1, 1, dtype=torch.long), torch.ones(1, length + 1, dtype=torch.long)
+    with torch.inference_mode():
+        expected = model(ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits.float()
+    feeds = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), **past}
+    return _difference(torch.from_numpy(session.run(["logits"], feeds)[0]), expected)
+
+
+def _difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+def _judge(difference: float, tolerance: float, graph: BaseGraph, model: "PreTrainedModel", where: str) -> None:
+    if not difference <= tolerance:
+        raise NMExportError(
+            f"The dense graph of {architecture(model)} differs from the torch model by {difference:.1e} of the largest "
+            f"logit{where}, where {tolerance:.0e} is accepted: {AUTHORS[graph.exporter]} does not render this model."
+        )
 
 
 def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
@@ -204,6 +282,7 @@ def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
     config = copy.deepcopy(getattr(model.config, "base_config", model.config))
     config.architectures = [name]
     config._name_or_path = folder
+    config.tie_word_embeddings = is_tied(model)
     if getattr(config, "sliding_window", None) and getattr(config, "layer_types", None) is None:
         # Mistral and Phi-3 slide in every layer without saying so layer by layer, which is where the builder looks.
         config.layer_types = ["sliding_attention"] * config.num_hidden_layers
@@ -216,11 +295,6 @@ def _builder_config(model: "PreTrainedModel", name: str, folder: str) -> Any:
     if name == "Gemma3ForCausalLM" and "full_attention" not in rope:
         raise UserError("A Gemma 3 model without a layer of full attention cannot be exported to ONNX.")
     for parameters in (rope,) if "rope_type" in rope else rope.values():
-        if parameters["rope_type"] in ("dynamic", "longrope"):
-            raise UserError(
-                f"RoPE type {parameters['rope_type']} cannot be exported to ONNX: its angles depend on the length of "
-                "the text."
-            )
         parameters["rope_type"] = "default"  # the angles come from the model; the builder need not know how to scale
     if name == "Gemma3ForCausalLM":
         # transformers 5 keeps one set of RoPE parameters per kind of layer; the builder wants the global one flat and

@@ -76,7 +76,7 @@ def export_onnx(
         opset: version of the standard operators; None and 22 are accepted.
         precision: of the linears' weights, "fp32", "int8" or "int4". The weights that are quantized are those of the
             model, output scales included; the embedding stays float32, as the builder of onnxruntime-genai has it.
-        block_size: weights that share a scale.
+        block_size: weights of neighbouring inputs that share a scale.
         symmetric: whether quantized weights have no zero points.
         kernel: what multiplies pruned inputs, "auto", "fused" or "topk"; see `insert_operators`.
         exporter: what writes the dense graph, "auto", "builder" or "generic"; see `choose_graph`. Only graphs of the

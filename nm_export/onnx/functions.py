@@ -195,10 +195,15 @@ def nm_topk_function() -> "FunctionProto":
 
     Shapes, dtypes and attributes are those of docs/semantics.md. Every input and every attribute must be given.
     """
+    return parse_body(_NM_TOPK)
+
+
+def parse_body(text: str) -> "FunctionProto":
+    """The model-local function that is written in ONNX's textual form."""
     require("onnx", "onnx")
     import onnx.parser
 
-    function = onnx.parser.parse_function(_NM_TOPK)
+    function = onnx.parser.parse_function(text)
     _forget_shapes(function.node)
     return function
 

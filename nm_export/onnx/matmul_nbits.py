@@ -40,11 +40,11 @@ class MatMulNBitsWeight:
         """The weight that they stand for, float32 `[K, O]`."""
         bits, size = self.format.bits, self.format.block_size
         O, blocks, _ = self.packed.shape  # noqa: E741
-        codes = unpack(self.packed.reshape(-1), (O, blocks, size), bits, signed=False)
+        codes = unpack(self.packed.reshape(-1), (O, blocks, size), bits)
         zeros: np.ndarray | np.uint8 = np.uint8(2 ** (bits - 1))
         if self.zero_points is not None:
             row = self.zero_points.shape[1] * 8 // bits
-            zeros = unpack(self.zero_points.reshape(-1), (O, row), bits, signed=False)[:, :blocks, None]
+            zeros = unpack(self.zero_points.reshape(-1), (O, row), bits)[:, :blocks, None]
         weight = (codes.astype(np.float32) - zeros) * self.scales[:, :, None]
         return np.ascontiguousarray(weight.reshape(O, -1)[:, : self.inputs].T)
 

@@ -7,7 +7,7 @@ A runtime without the kernel reads every row of the weight, also those whose cha
 
 from typing import TYPE_CHECKING
 
-from nm_export.onnx.extras import require
+from nm_export.onnx.functions import parse_body
 
 if TYPE_CHECKING:
     from onnx import FunctionProto
@@ -36,7 +36,4 @@ def nm_sparse_matmul_function() -> "FunctionProto":
     Inputs `values`, `weight`, `bias`, `token_shift`, `offset`; output `y`. Shapes and dtypes are those of
     docs/semantics.md. Every input must be given.
     """
-    require("onnx", "onnx")
-    import onnx.parser
-
-    return onnx.parser.parse_function(_NM_SPARSE_MATMUL)
+    return parse_body(_NM_SPARSE_MATMUL)

@@ -28,7 +28,7 @@ class StoredWeight:
         module: its name.
         start: its first row there.
         stop: the row behind its last.
-        pruned: whether the product reads a pruned input, and so has its blocks along the outputs.
+        pruned: whether the product reads a pruned input.
         weight: the numbers that the codes stand for, float32 `[K, stop - start]`, with the module's output scale.
     """
 
@@ -68,28 +68,30 @@ def stored_weights(path: str | Path) -> Iterator[StoredWeight]:
 
 
 def _block_quantized(node: "NodeProto", stored: list["_Stored"], format: WeightFormat) -> np.ndarray:
-    codes, scales, zeros, *_ = stored
-    weight, zero_points = (
-        unpack(_map(part, np.uint8), tuple(part[0].dims), format.bits, signed=format.symmetric)
-        for part in (codes, zeros)
-    )
-    return BlockQuantized(weight, _shaped(scales, np.float32), zero_points, format).dequantize()
+    codes, scales, zero_points, *_ = stored
+    weight = unpack(_map(codes, np.uint8), tuple(codes[0].dims), format.bits)
+    return BlockQuantized(weight, _numbers(scales), _numbers(zero_points), format).dequantize()
 
 
 def _matmul_nbits(node: "NodeProto", stored: list["_Stored"], format: WeightFormat) -> np.ndarray:
     packed, scales, *zeros = stored
     inputs = next(attribute.i for attribute in node.attribute if attribute.name == "K")
     zero_points = _shaped(zeros[0], np.uint8) if zeros else None
-    return MatMulNBitsWeight(
-        _shaped(packed, np.uint8), _shaped(scales, np.float32), zero_points, inputs, format
-    ).dequantize()
+    return MatMulNBitsWeight(_shaped(packed, np.uint8), _numbers(scales), zero_points, inputs, format).dequantize()
 
 
-def _shaped(stored: "_Stored", dtype: type[np.generic]) -> np.ndarray:
+def _numbers(stored: "_Stored") -> np.ndarray:
+    """Floating-point numbers of the constant's own dtype."""
+    from onnx import helper
+
+    return _shaped(stored, helper.tensor_dtype_to_np_dtype(stored[0].data_type))
+
+
+def _shaped(stored: "_Stored", dtype: np.typing.DTypeLike) -> np.ndarray:
     return _map(stored, dtype).reshape(tuple(stored[0].dims))
 
 
-def _map(stored: "_Stored", dtype: type[np.generic]) -> np.ndarray:
+def _map(stored: "_Stored", dtype: np.typing.DTypeLike) -> np.ndarray:
     """The bytes of a constant, flat, where they lie in the data file."""
     tensor, data = stored
     where = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from nm_export.arguments import named, require_folder, require_sparse
 from nm_export.calibration.budget import refuse_open_budget
+from nm_export.compute_dtype import narrowed, say_type_in
 from nm_export.errors import UserError
 from nm_export.finished import record_written
 from nm_export.parameters import check_finite
@@ -56,13 +58,30 @@ def save(
     return target
 
 
-def write_model(model: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path, max_shard_size: str) -> None:
+def write_model(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    max_shard_size: str,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Write weights, configurations, remote code and tokenizer into an existing folder.
+
+    Args:
+        model: an `NMSparseForCausalLM`.
+        tokenizer: its tokenizer, or None.
+        folder: where to write.
+        max_shard_size: largest safetensors file.
+        dtype: type of the weights in files, where it is not that of the model in memory.
 
     Raises:
         UserError: a sparsity parameter is not finite.
     """
     check_finite(model)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    if dtype in (None, model.dtype):
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    else:
+        model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=narrowed(model, dtype))
+        say_type_in(folder / "config.json", dtype)
     if tokenizer is not None:
         save_tokenizer(tokenizer, folder)

@@ -37,6 +37,7 @@ Kernel = Literal["auto", "fused", "topk"]
 Precision = Literal["fp32", "int8", "int4"]
 Exporter = Literal["auto", "builder", "generic"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ComputeDtype = Literal["auto", "float32", "stored"]
 Weights = Literal["full", "reference"]
 
 
@@ -128,6 +129,10 @@ class ModelSection(Section):
 
     dtype: Dtype = "auto"
     """Type of the weights. `auto` keeps what the checkpoint stores; a GGUF file is dequantized to float32."""
+
+    compute_dtype: ComputeDtype = "auto"
+    """Type that a run computes in. `auto` is the type of the weights, except on a CPU whose products of bfloat16 or
+    float16 are slow: there it is float32, if that fits into memory, and the weights are stored as they came."""
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Leave it off unless you have read that code."""
@@ -325,8 +330,8 @@ class TextSection(Section):
     """A text and how it is cut into token sequences."""
 
     dataset: Annotated[str, Field(min_length=1)] = "builtin:python-docs"
-    """A Hub dataset id, a local file (text; `.jsonl` and `.parquet` are tables), or `builtin:python-docs`, the language
-    reference that comes with Python (needs no network)."""
+    """A Hub dataset id, a local file (text; `.jsonl`, `.json` and `.parquet` are tables), or `builtin:python-docs`, the
+    language reference that comes with Python (needs no network)."""
 
     name: str | None = None
     """Subset (configuration) of a Hub dataset."""
@@ -336,7 +341,7 @@ class TextSection(Section):
     and `all`."""
 
     text_column: Annotated[str, Field(min_length=1)] = "text"
-    """Column (or JSON key) that holds the text."""
+    """Column (or JSON key) that holds the text, or chats; `messages` where there is no `text`."""
 
     revision: str | None = None
     """Branch, tag or commit of a Hub dataset."""
@@ -486,12 +491,11 @@ class OnnxSection(Section):
     runtime's own dense product after pruning; `auto` is `fused`, except for layers whose `phase` is not `both`."""
 
     precision: Precision = "fp32"
-    """Type of the linear layers' weights in the graph. `int8` and `int4` share a float32 scale by blocks; activations
-    stay float32."""
+    """Type of the linear layers' weights in the graph. `int8` and `int4` share a scale by blocks; activations stay
+    float32."""
 
     block_size: BlockSize = 32
-    """Weights that share a scale, with `int8` and `int4`: of neighbouring outputs in pruned layers, of neighbouring
-    inputs (MatMulNBits) in the others."""
+    """Weights of neighbouring inputs that share a scale, with `int8` and `int4`."""
 
     symmetric: bool = True
     """Whether quantized weights have no zero points. With them the error is smaller and the file larger."""

@@ -36,8 +36,7 @@ def weight_files(folder: Path, where: str) -> list[Path]:
         UserError: there are none, only pickles for example; the index names files outside the folder or none that
             exist; or the folder holds an adapter, which names a base model that nobody asked for.
     """
-    if (folder / "adapter_config.json").exists():
-        raise UserError(f"{where} holds an adapter (adapter_config.json); merge it into its base model first")
+    check_no_adapter(folder, where)
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if (folder / _INDEX).is_file():
@@ -48,6 +47,20 @@ def weight_files(folder: Path, where: str) -> list[Path]:
             "they are read, and are not opened: convert the model to safetensors first"
         )
     raise UserError(f"{where} has no weights (*.safetensors)")
+
+
+def check_no_adapter(folder: Path, where: str) -> None:
+    """Raise UserError for a folder of peft: what it holds changes a base model that nobody asked for."""
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        return
+    base = read_json_object(path).get("base_model_name_or_path")
+    of = f" for the base model {base[:200]!r}" if isinstance(base, str) and base else ""
+    raise UserError(
+        f"{where} holds an adapter{of} (adapter_config.json), not a model of its own; merge the two and give the "
+        f'result: model = peft.AutoPeftModelForCausalLM.from_pretrained("{folder}").merge_and_unload(), then '
+        'model.save_pretrained("merged"), and save the tokenizer there as well'
+    )
 
 
 def _shards(folder: Path) -> list[Path]:

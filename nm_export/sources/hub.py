@@ -9,7 +9,7 @@ from nm_export.errors import UserError
 from nm_export.recipe import ModelSection
 from nm_export.sources.errors import SourceUnavailableError
 
-CONFIG_FILES = ["config.json", "*.py"]
+CONFIG_FILES = ["config.json", "adapter_config.json", "*.py"]
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
 MODEL_FILES = [*SMALL_FILES, "*.safetensors", "README.md"]
 DUPLICATES = ["consolidated*", "original/*", "onnx/*"]

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from nm_export.batches import Tokens, read_tokens
+from nm_export.compute_dtype import stored_types
 from nm_export.errors import NMExportError
 from nm_export.evaluation import Divergence, divergence, torch_logits
 from nm_export.memory import fits
 from nm_export.modeling.modeling_nm_sparse import plain_torch
 from nm_export.verification.floor import rounding_floor
 from nm_export.verification.modules import ModuleRecord, capture_inputs, check_modules, record_modules
-from nm_export.verification.reload import reload_and_record
+from nm_export.verification.reload import check_types, reload_and_record
 from nm_export.verification.report import VerificationReport
 
 MODULE_TOKENS = 64
@@ -35,6 +36,7 @@ def verify(
     output_tolerance: float = 1e-4,
     divergence_factor: float = 2.0,
     onnx: bool = True,
+    stored: torch.dtype | None = None,
 ) -> VerificationReport:
     """Compare every form of a published folder with the calibrated model that it was written from.
 
@@ -46,11 +48,17 @@ def verify(
         output_tolerance: largest difference of a module's outputs, relative to its largest output.
         divergence_factor: how many times the model's own rounding floor is accepted end to end.
         onnx: whether to check ONNX Runtime with the compiled kernel and with the function bodies.
+        stored: type that the weights in the folder's files must have; None does not ask.
+
+    The folder is reloaded in the type that the model has in memory: a model of float32 whose weights are stored as
+    bfloat16 is compared, bit for bit, with the stored numbers in float32.
 
     Raises:
-        NMExportError: names the first module or measure out of tolerance.
+        NMExportError: names the first module or measure out of tolerance, or a tensor of another type than `stored`.
     """
     report = VerificationReport()
+    if stored is not None:
+        check_types(folder, stored_types(model, stored))
     tokens = read_tokens(sequences, "verify", predicting=True)
     ids = tokens.rows[0][None, :MODULE_TOKENS]
     with plain_torch():  # what a reader without this package computes, and no code that the kernels share
@@ -58,7 +66,7 @@ def verify(
         expected = record_modules(model, inputs)
         expected_logits = _logits(model, ids)
 
-    logits, records = reload_and_record(folder, ids, inputs)
+    logits, records = reload_and_record(folder, ids, inputs, model.dtype)
     report.modules["reloaded"] = check_modules("the reloaded model", expected, records, output_tolerance)
     report.reloaded_logits_equal = torch.equal(logits, expected_logits)
     if not report.reloaded_logits_equal:

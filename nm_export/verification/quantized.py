@@ -23,9 +23,7 @@ from nm_export.onnx.session import data_path
 from nm_export.onnx.sparse_matmul_nbits_function import NM_SPARSE_MATMUL_NBITS
 from nm_export.onnx.stored_weights import StoredWeight, stored_format, stored_weights
 
-# Largest root mean square error of a block, in steps of the grid that spans it. Nearest codes are within half a step;
-# MatMulNBits cuts the end of a block that its larger half of the codes is not given to.
-_STEPS = {True: 0.5, False: 1.0}
+_HALF_UNIT = 2.0**-11  # of a scale that is rounded to float16
 _CHUNK = 1 << 22  # weights compared at once
 _FLOAT32 = 1  # accuracy_level: inputs stay float32
 _PRODUCTS = (MATMUL_NBITS, NM_SPARSE_MATMUL_NBITS)
@@ -136,20 +134,29 @@ def _check_weight(stored: StoredWeight, own: Tensor, scale: Tensor | None, forma
     """Compare the graph's weight with the model's, block by block."""
     rows, got = own.detach()[stored.start : stored.stop], torch.from_numpy(stored.weight)
     size = max(1, _CHUNK // max(rows.shape[1], 1))
-    for start in range(0, len(rows), size * format.block_size):
-        part = slice(start, start + size * format.block_size)
+    limit = _largest_error_of_format(format, stored.pruned) * 1.001
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
         float_part = rows[part].cpu().float()
         if scale is not None:
             float_part = float_part * scale.cpu()[stored.start : stored.stop][part, None]
         got_part = got[:, part].T
-        if stored.pruned:  # blocks lie along the outputs
-            float_part, got_part = float_part.T, got_part.T
         error = _largest_error(float_part, got_part, format)
-        if not error <= _STEPS[stored.pruned] * 1.001:
+        if not error <= limit:
             raise NMExportError(
                 f"Verification failed: the weight of {stored.module} in the ONNX graph is not the calibrated model's "
                 f"in {format.name} (a block is {error:.2g} steps away)."
             )
+
+
+def _largest_error_of_format(format: WeightFormat, pruned: bool) -> float:
+    """Largest root mean square error of a block, in steps of the grid that spans it.
+
+    Nearest codes are within half a step, and what a float16 scale is off grows with the codes. MatMulNBits cuts the end
+    of a block that its larger half of the codes is not given to.
+    """
+    reach = 2 ** (format.bits - 1) if format.symmetric else 2**format.bits
+    return 0.5 + reach * _HALF_UNIT if pruned else 1.0
 
 
 def _largest_error(weight: Tensor, quantized: Tensor, format: WeightFormat) -> float:

@@ -17,6 +17,7 @@ from nm_export.benchmark.storage import Storage, dense_tensors, sparse_tensors
 from nm_export.benchmark.timing import Clock
 from nm_export.cli import app
 from nm_export.errors import NMExportError, UserError
+from nm_export.onnx.quantize import unpack
 
 TINY = Architecture("tiny", "nobody/tiny", "LlamaConfig", 32, 64, 2, 1, 16)
 
@@ -62,16 +63,31 @@ def test_bytes_and_operations_of_a_product(form: str) -> None:
     assert min(one.dense_seconds, one.sparse_seconds, one.ratio.low) > 0
 
 
-def test_quantized_weights_are_equal_to_rounding_in_both_layouts() -> None:
-    weight = np.random.default_rng(0).standard_normal((32, 48), np.float32)
-    for bits, step in ((8, 127), (4, 7)):
-        form = Storage.parse(f"int{bits}:16")
-        ours, theirs = sparse_tensors(weight, form), dense_tensors(weight, form)
-        assert ours["weight"].nbytes == theirs["weight"].nbytes == 32 * 48 * bits // 8
-        assert ours["scales"].shape == (32, 3)
-        assert theirs["weight"].shape == (48, 2, 16 * bits // 8)
-        assert np.allclose(ours["scales"].content, np.abs(weight.reshape(32, 3, 16)).max(axis=2) / step)
-        assert np.allclose(theirs["scales"].content, np.abs(weight.T.reshape(48, 2, 16)).max(axis=2) / step)
+def test_bytes_of_a_quantized_product() -> None:
+    _, four = (list(benchmark_products(settings(f"int{bits}:16", tokens=(1,)))) for bits in (8, 4))
+    scales = 2 * 48  # blocks
+    assert four[0].sparse_bytes == 16 * 48 // 2 + 2 * scales + 2 + (32 + 48) * 4  # half of the rows; all scales
+    assert four[0].dense_bytes == 32 * 48 // 2 + 4 * scales + (32 + 48) * 4
+
+
+@pytest.mark.parametrize(("bits", "step"), [(8, 127), (4, 7)])
+def test_quantized_weights_are_the_same_in_both_layouts(bits: int, step: int) -> None:
+    weight = np.random.default_rng(0).standard_normal((40, 48), np.float32)
+    form = Storage.parse(f"int{bits}:16")
+    ours, theirs = sparse_tensors(weight, form), dense_tensors(weight, form)
+    assert ours["weight"].shape == (40, 48)
+    assert theirs["weight"].shape == (48, 3, 16 * bits // 8)
+    codes = unpack(ours["weight"].content, (40, 48), bits)
+    filled = unpack(theirs["weight"].content.reshape(-1), (48, 48), bits)
+    assert np.array_equal(codes, filled[:, :40].T)
+    assert ours["scales"].shape == (3, 48)
+    assert np.array_equal(ours["scales"].content, theirs["scales"].content.T.astype(np.float16))
+    largest = np.abs(np.pad(weight, ((0, 8), (0, 0))).reshape(3, 16, 48)).max(axis=1)
+    assert np.allclose(theirs["scales"].content, largest.T / step)
+    zero = int(ours["zero_points"].content[0])
+    assert (ours["zero_points"].shape, zero) == ((1,), step + 1)
+    got = (codes.astype(np.float32) - zero) * np.repeat(ours["scales"].content, 16, axis=0)[:40]
+    assert np.abs(got - weight).max() < 0.51 * largest.max() / step
 
 
 def test_a_wrong_product_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

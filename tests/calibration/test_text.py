@@ -150,7 +150,7 @@ def test_exactly_enough_text_is_enough(tmp_path: Path) -> None:
 def test_an_endless_text_is_read_only_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     read = 0
 
-    def endless(_: TextSection) -> Iterator[str]:
+    def endless(*_: object) -> Iterator[str]:
         nonlocal read
         while True:
             read += 1
@@ -166,7 +166,7 @@ def test_an_endless_text_is_read_only_as_far_as_needed(monkeypatch: pytest.Monke
     ("name", "content", "fields", "part"),
     [
         ("a.txt", None, {}, "calibration.dataset: there is no file"),
-        ("a.txt", b"\xff\xfe" * 50, {}, "not UTF-8"),
+        ("a.txt", b"words\ncaf\xe9\n", {"split": "all"}, "not UTF-8 text: line 2 holds the byte 0xe9"),
         ("a.txt", b"words\n", {"split": "test"}, "train, validation, all"),
         ("a.txt", b"words\n", {"name": "small"}, "calibration.name is for Hub datasets"),
         ("a.txt", b"words\n", {"revision": "v1"}, "calibration.revision is for Hub datasets"),
@@ -204,7 +204,7 @@ def test_a_parquet_file_without_the_column(tmp_path: Path) -> None:
 
 def test_what_is_no_file_is_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(documents, "hub_documents", lambda section: iter([asked.append(section.dataset) or "words"]))
+    monkeypatch.setattr(documents, "hub_documents", lambda section, _: iter([asked.append(section.dataset) or "words"]))
     monkeypatch.chdir(tmp_path)
     for name in ("org/corpus", "corpus", "x" * 5000, str(tmp_path)):
         assert text(section(name)) == "words"

@@ -4,10 +4,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig
 
 from nm_export.errors import NMExportError, UserError
 from nm_export.onnx.base_graph import build_base_graph, check_base_graph
+from nm_export.onnx.exporters import choose_graph
 from tests.onnx.tiny import CONFIGS, SIZES, dense, sparse
 
 
@@ -87,6 +88,58 @@ def test_rope_that_depends_on_the_length_is_refused(tokenizer_dir, tmp_path):
     model = dense(config=LlamaConfig(**SIZES, rope_parameters=rope))
     with pytest.raises(UserError, match="RoPE type dynamic"):
         build_base_graph(model, tokenizer_dir, tmp_path)
+
+
+@pytest.mark.parametrize("exporter", ["auto", "builder", "generic"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 1e4,
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+                "original_max_position_embeddings": 64,
+            }
+        },
+        {"use_dynamic_ntk": True},
+        {"use_logn_attn": True},
+    ],
+)
+def test_positions_that_depend_on_the_length_are_refused_by_every_exporter(changes, exporter, tokenizer_dir, tmp_path):
+    model = dense(config=LlamaConfig(**SIZES, **changes))
+    with pytest.raises(UserError, match=r"cannot be exported to ONNX: its angles depend on the length .*--skip-onnx"):
+        choose_graph(model, tokenizer_dir, tmp_path, exporter=exporter)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_longer_than_the_prompt_is_compared(tokenizer_dir, tmp_path):
+    narrow = dense(config=MistralConfig(**SIZES, sliding_window=40))
+    graph = build_base_graph(narrow, tokenizer_dir, tmp_path)
+    assert check_base_graph(graph, narrow) < 1e-5
+    wide = dense(config=MistralConfig(**SIZES, sliding_window=None))
+    with pytest.raises(NMExportError, match="behind 127 cached tokens"):
+        check_base_graph(graph, wide)
+    narrower = dense(config=MistralConfig(**SIZES, sliding_window=39))
+    with pytest.raises(NMExportError, match="behind 55 cached tokens"):
+        check_base_graph(graph, narrower)
+
+
+def test_angles_beyond_the_first_positions_are_compared(tokenizer_dir, tmp_path):
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}
+    model = dense(config=LlamaConfig(**SIZES, rope_parameters=yarn))
+    graph = build_base_graph(model, tokenizer_dir, tmp_path)
+    assert check_base_graph(graph, model) < 1e-5
+    stretch = model.model.rotary_emb.forward
+
+    def longer(x, position_ids):
+        return stretch(x, torch.where(position_ids > 64, position_ids + 9, position_ids))
+
+    model.model.rotary_emb.forward = longer
+    with pytest.raises(NMExportError, match="behind 80 cached tokens"):
+        check_base_graph(graph, model)
 
 
 def test_heads_that_attention_does_not_take_are_refused(tokenizer_dir, tmp_path):

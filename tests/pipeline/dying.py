@@ -23,9 +23,9 @@ from nm_export.verification.modules import record_modules
 FILE_EVENTS = ("open", "os.", "shutil.", "tempfile.")
 
 
-def reload_here(folder, ids, inputs):
+def reload_here(folder, ids, inputs, dtype):
     """Stand in for `reload_and_record`, whose own process spends seconds on imports and writes nothing of ours."""
-    model = NMSparseForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    model = NMSparseForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     with torch.no_grad(), plain_torch():
         records = record_modules(model, inputs)
         return model(input_ids=ids, use_cache=False).logits, {n: (r.kept, r.output) for n, r in records.items()}

@@ -61,6 +61,18 @@ def test_bytes_are_those_of_a_run(exported, tiny_source, tmp_path):
     assert 0.9 * data <= result.estimate.disk.onnx <= data
 
 
+def test_positions_that_no_graph_has_are_refused_before_a_weight_is_loaded(tmp_path):
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    source = write_tiny_folder(tmp_path / "source", LlamaConfig(**SIZES, head_dim=16, rope_parameters=rope))
+    (source / "model.safetensors").write_bytes(b"")
+    recipe = tiny_recipe(source)
+    with pytest.raises(UserError, match="RoPE type dynamic cannot be exported to ONNX"):
+        dry_run(recipe, output_dir=tmp_path / "out")
+    with pytest.raises(UserError, match="RoPE type dynamic cannot be exported to ONNX"):
+        pipeline.run(recipe, output_dir=tmp_path / "out")
+    assert dry_run(recipe, output_dir=tmp_path / "out", skip_onnx=True).shapes
+
+
 def test_bytes_of_tied_bfloat16(tmp_path):
     source = write_tiny_folder(tmp_path / "source", LlamaConfig(**SIZES, tie_word_embeddings=True, dtype="bfloat16"))
     recipe = tiny_recipe(

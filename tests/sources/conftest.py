@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -55,8 +56,12 @@ def tiny_folder(tmp_path: Path, tiny_model: LlamaForCausalLM, tiny_tokenizer: Pr
 @pytest.fixture
 def tiny_gguf(tmp_path: Path, tiny_model: LlamaForCausalLM) -> Path:
     """The same model as a GGUF file: Q8_0 down_proj weights, the rest in float32."""
+    return write_gguf(tmp_path / "tiny.gguf", tiny_model)
+
+
+def write_gguf(path: Path, tiny_model: LlamaForCausalLM, further: dict[str, np.ndarray] | None = None) -> Path:
+    """Write a model with the tiny tokenizer, and further tensors by their names in GGUF; returns `path`."""
     gguf = pytest.importorskip("gguf")
-    path = tmp_path / "tiny.gguf"
     config = tiny_model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -91,6 +96,8 @@ def tiny_gguf(tmp_path: Path, tiny_model: LlamaForCausalLM) -> Path:
             writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
         else:
             writer.add_tensor(name, array)
+    for name, array in (further or {}).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

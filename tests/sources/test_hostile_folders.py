@@ -102,7 +102,14 @@ def test_weights_that_the_configuration_names(folder, refused):
 
 def test_an_adapter_names_another_model(folder, refused):
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "/etc"}))
-    refused("holds an adapter")
+    refused("holds an adapter for the base model '/etc'")
+
+
+def test_how_an_adapter_is_merged_is_said_whatever_else_the_folder_lacks(folder, refused):
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "a/base"}))
+    (folder / "config.json").unlink()
+    refused(r"an adapter for the base model .a/base. \(adapter_config.json\), not a model of its own; merge the two")
+    refused(r"merge_and_unload\(\)")
 
 
 # Paths

@@ -72,7 +72,7 @@ def test_what_was_measured_is_reported(exported):
     assert 0.01 < quantization["pruned_modules_mean"]["error"] < 0.1
     assert set(quantization["modules"][DOWN]) == {"error", "matmul_nbits"}
     assert set(quantization["modules"]["lm_head"]) == {"error"}
-    assert "int4, 16 to a scale; in pruned layers they are" in (exported / "README.md").read_text()
+    assert "int4, 16 neighbouring inputs to a scale; in pruned layers they are" in (exported / "README.md").read_text()
 
 
 def test_the_model_gets_its_weights_back(exported, model):
@@ -91,7 +91,11 @@ def test_the_model_gets_its_weights_back(exported, model):
     ("name", "damage", "message"),
     [
         ("model.layers.1.mlp.down_proj.MatMul.weight_Q4", lambda b: b.__setitem__(0, b[0] ^ 0x88), DOWN),
-        ("model.layers.1.mlp.down_proj.MatMul.weight_scales", lambda b: b.view(np.float32).__imul__(1.3), DOWN),
+        (
+            "model.layers.1.mlp.down_proj.MatMul.weight_scales",
+            lambda b: b.view(np.float16).__imul__(np.float16(1.3)),
+            DOWN,
+        ),
         ("lm_head.MatMul.weight_Q4", lambda b: b.__setitem__(slice(None), b[::-1].copy()), "lm_head"),
     ],
 )

@@ -1,6 +1,7 @@
 """Verification must be able to fail: every kind of damage is found, and the first module that it hits is named."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nm_export import load_exported, pipeline
-from nm_export.errors import NMExportError
+from nm_export.errors import NMExportError, UserError
 from nm_export.publishing.repository import Destination
 from nm_export.publishing.save import write_model
 from nm_export.verification import verify
@@ -80,6 +81,22 @@ def test_a_changed_number_in_the_safetensors(name, message, folder, model):
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_parameter_that_is_missing_or_has_no_place(gone, folder, model):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(".nm_score"))
+    if gone:
+        del tensors[name]
+    else:
+        tensors[name := name.replace("nm_score", "nm_rank")] = torch.ones(1)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=re.escape(name)):
+        load_exported(folder)
+    with pytest.raises(NMExportError, match=re.escape(name)):
+        verify(folder, model, SEQUENCES)
+
+
 def test_another_pattern_in_the_configuration(folder, model):
     path = folder / "config.json"
     path.write_text(path.read_text().replace('"3:8"', '"2:8"'))
@@ -100,7 +117,7 @@ def test_code_that_needs_the_package(folder, model):
 def reloading_is_fine(monkeypatch, model):
     """What the process that reloads the folder would say of an undamaged one."""
 
-    def reload_and_record(folder, ids, inputs):
+    def reload_and_record(folder, ids, inputs, dtype):
         records = {name: (record.kept, record.output) for name, record in record_modules(model, inputs).items()}
         with torch.no_grad():
             return model(ids, use_cache=False).logits, records
@@ -154,8 +171,8 @@ def test_what_fails_verification_gets_no_name_and_is_written_anew(tiny_source, t
     pipeline.run(tiny_recipe(tiny_source, verify={"enabled": False}), output_dir=target, skip_onnx=True)
     before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
 
-    def damaged(model, tokenizer, folder, max_shard_size):
-        write_model(model, tokenizer, folder, max_shard_size)
+    def damaged(model, tokenizer, folder, max_shard_size, dtype):
+        write_model(model, tokenizer, folder, max_shard_size, dtype)
         change_tensor(folder, "model.layers.1.mlp.down_proj.weight", add_one)
 
     monkeypatch.setattr("nm_export.pipeline.write_model", damaged)

@@ -29,6 +29,11 @@ struct PairedVector {
   }
   static Float broadcast(float value) { return {V::broadcast(value), V::broadcast(value)}; }
   static void prefetch(const void* at) { V::prefetch(at); }
+  static void prefetch_near(const void* at) { V::prefetch_near(at); }
+  template <size_t kBits>
+  static Float integers(const uint8_t* source) {
+    return {V::template integers<kBits>(source), V::template integers<kBits>(source + V::kWidth * kBits / 8)};
+  }
 
   static Float mul(const Float& a, const Float& b) { return {V::mul(a.low, b.low), V::mul(a.high, b.high)}; }
   static Float fma(const Float& a, const Float& b, const Float& c) {
@@ -37,7 +42,6 @@ struct PairedVector {
   static uint32_t nonzero(const Float& v) { return V::nonzero(v.low) | V::nonzero(v.high) << V::kWidth; }
 
   static constexpr bool kCompresses = false;
-  static constexpr bool kConvertsBytes = false;
 };
 
 }  // namespace

@@ -22,6 +22,9 @@
 //   load_int(p), store_int(p, v)
 //   broadcast(x), broadcast_int(i)
 //   prefetch(p)      asks for the cache line in the second-level cache, or does nothing; p need not be readable
+//   prefetch_near(p) the same for the first-level cache
+//   integers<kBits>(p)   kWidth integers without sign of kBits bits (8 or 4) as a Float; of 4 bits two share a byte,
+//                    the first has the low bits. Reads no other bytes
 //
 // Arithmetic of Float: IEEE, to nearest, subnormals kept. A NaN of an operand gives a NaN; which one is not said.
 //   add(a, b), sub(a, b), mul(a, b)
@@ -67,31 +70,22 @@
 //     compress(bits, v), compress_int(bits, v)   the lanes whose bit is set, in order, then +0
 //     first_integers()              0, 1, 2, ... of an Int
 //
-//   kConvertsBytes   widens integers of 8 bits
-//     load_bytes<kSigned>(p)     Int of kWidth bytes
-//     to_float(i)                exact for |i| <= 2^24
-//     low_four<kSigned>(i), high_four<kSigned>(i)   bits 0 to 3, and 4 to 7, of what load_bytes<kSigned> gave
-//     zip(even, odd, low, high)  low and high = even[0], odd[0], even[1], odd[1], ...; of Floats, as bits
-//     unzip(low, high, even, odd)   the reverse
-//
-//   kDots4           multiplies bytes. A dot4 group is four neighbouring bytes of an Int; four numbers are a part (128
-//                    bits)
-//     kLoadsFewBytes             whether load_quantized reads no more bytes than it is asked for
-//     load_quantized(p, bytes)   4 * kWidth bytes; those beyond `bytes` are 0 if kLoadsFewBytes, else they are read too
-//     xor_int(a, b)
-//     kFlipsNibbles              whether flipping bits of nibbles on the way costs nothing
-//     nibbles(v, flip)           (v ^ flip) & 15 of each byte if kFlipsNibbles, else v & 15
-//     high_nibbles(v, flip)      the same for the upper four bits of each byte
-//     interleave(rows, v)        four Ints of bytes to four: number 4 q + j of v[i] holds byte 16 q + 4 i + j of all
-//                                four rows, the first row's lowest
-//     dot4<kBits>(sums, w, a)    sums + the dot products of dot4 groups of unsigned weights of kBits bits with signed
-//                                activations from -127 to 127; exact
-//     blocks_of(length, first, size)   number j of part q is (first + q * length) / size, of a power of two `size`
-//     look_up(p, i)              lane = p[i] for 0 <= i < kWidth, of kWidth numbers of 32 bits
+//   kDots4           multiplies bytes
 //     to_float(i)                to nearest
-//     bits_to_float(i)           the Float whose bits these are
-//     zip_parts(a, b, low, high) zip within each part: low = a[0], b[0], a[1], b[1], high = a[2], b[2], a[3], b[3]
-//     add_parts(y, stride, v)    y[q * stride + 4 i + j] += number j of part q of v[i], i < 4
+//     kLoadsFew                  whether fewer than kWidth numbers are loaded and stored without touching others
+//     load_few(p, count)         of float or Float16; other lanes are +0. count <= kWidth
+//     store_few(p, count, v)
+//     Dot4Sums<kBits>            sums of products of bytes, a dot4 at a time: four rows of integers without sign of
+//                                kBits bits, times four activations from -127 to 127. An object begins with zeros; sums
+//                                are exact
+//       kOutputs                 so many sums, a multiple of kWidth
+//       kMostAdds                so many calls of `add` may come before one of `widen`
+//       add(rows, offset, bytes, dot4, pairs)   adds the integers from rows[r] + offset on, times activation r, r < 4.
+//                                The bytes of `dot4` are the activations; pairs[0] has the first two of them twice, and
+//                                pairs[1] the others. Reads `bytes` bytes of a row if kLoadsFew, others count as 0;
+//                                else it reads all kOutputs * kBits / 8
+//       widen()
+//       in_order(v)              sum i of output i, to kOutputs / kWidth Ints; after `widen`
 #pragma once
 
 #include <cstddef>
@@ -114,11 +108,13 @@ auto use_product_vector(const float* p, const Float16* half, const BFloat16* bfl
   number = V::one(bfloat);
   V::store(target, v);
   V::prefetch(p);
+  V::prefetch_near(p);
+  v = V::template integers<8>(nullptr);
+  v = V::template integers<4>(nullptr);
   v = V::mul(v, V::broadcast(number));
   v = V::fma(v, v, v);
   uint32_t bits = V::nonzero(v);
   static_assert(V::kWidth == 4 || V::kWidth == 8 || V::kWidth == 16, "kWidth");
-  static_assert(!V::kConvertsBytes || V::kWidth >= 8, "kConvertsBytes");
   static_assert(!V::kCompresses || V::kWidth >= 8, "kCompresses");
   return bits != 0;
 }

@@ -34,7 +34,7 @@ enum ErrorCode : int {
   kInvalidGraph = 10,
 };
 
-enum ElementType : int { kFloat = 1, kUInt8 = 2, kInt8 = 3, kFloat16 = 10, kBFloat16 = 16, kUInt4 = 21, kInt4 = 22 };
+enum ElementType : int { kFloat = 1, kUInt8 = 2, kFloat16 = 10, kBFloat16 = 16, kUInt4 = 21 };
 enum Characteristic : int { kInputRequired = 0 };
 enum MemoryType : int { kMemoryDefault = 0 };
 

@@ -27,11 +27,10 @@ struct Domain {
       operators.push_back(make_nm_topk_op(&api, type));
       operators.push_back(make_nm_sparse_matmul_op(&api, type, type));
       if (type != ort::kFloat) operators.push_back(make_nm_sparse_matmul_op(&api, ort::kFloat, type));
-      operators.push_back(make_nm_sparse_matmul_nbits_op(&api, type, ort::kInt8));
-      operators.push_back(make_nm_sparse_matmul_nbits_op(&api, type, ort::kUInt8));
-      if (!has_4_bits) continue;
-      operators.push_back(make_nm_sparse_matmul_nbits_op(&api, type, ort::kInt4));
-      operators.push_back(make_nm_sparse_matmul_nbits_op(&api, type, ort::kUInt4));
+      for (const ort::ElementType scale_type : {ort::kFloat, ort::kFloat16}) {
+        operators.push_back(make_nm_sparse_matmul_nbits_op(&api, type, ort::kUInt8, scale_type));
+        if (has_4_bits) operators.push_back(make_nm_sparse_matmul_nbits_op(&api, type, ort::kUInt4, scale_type));
+      }
     }
   }
   Domain(const Domain&) = delete;

@@ -1,8 +1,8 @@
 #include "operators/sparse_matmul_nbits_op.h"
 
-#include <algorithm>
 #include <string>
 
+#include "isa/portable/float16.h"
 #include "operators/operator_functions.h"
 #include "operators/product_op.h"
 
@@ -14,21 +14,6 @@ using ort::Status;
 
 enum Input : size_t { kScales = 2, kZeroPoints = 3, kBias = 4 };
 constexpr int64_t kLargestBlock = 256;
-
-WeightType weight_type_of(ort::ElementType type) {
-  switch (type) {
-    case ort::kInt8:
-      return WeightType::kInt8;
-    case ort::kUInt8:
-      return WeightType::kUInt8;
-    case ort::kInt4:
-      return WeightType::kInt4;
-    default:
-      return WeightType::kUInt4;
-  }
-}
-
-bool has_4_bits(WeightType type) { return type == WeightType::kInt4 || type == WeightType::kUInt4; }
 
 int64_t block_size_of(const Api& api, const ort::KernelInfo* info, const std::string& node) {
   const int64_t size = int_attribute(api, info, node, "block_size", kSmallestBlock, kLargestBlock);
@@ -51,17 +36,9 @@ bool has_int8_activations(const Api& api, const ort::KernelInfo* info, const std
   return int_attribute(api, info, node, kAttribute, 0, kEightBits) == kEightBits;
 }
 
-// Whether all zero points are known to be 0. The unused half of the last byte counts too: ONNX says that it is 0.
-bool has_constant_zeros(const Api& api, const ort::KernelInfo* info, const std::string& node, WeightType type) {
-  int is_constant = 0;
-  const ort::Value* zero_points = nullptr;
-  check(api.KernelInfoGetConstantInput_tensor(info, kZeroPoints, &is_constant, &zero_points));
-  if (is_constant == 0 || zero_points == nullptr) return false;
-  size_t count = 1;
-  for (const int64_t size : shape_of(api, zero_points, node)) count *= static_cast<size_t>(size);
-  const auto* bytes = data_of<const uint8_t>(api, zero_points);
-  const size_t size = has_4_bits(type) ? (count + 1) / 2 : count;
-  return std::all_of(bytes, bytes + size, [](uint8_t byte) { return byte == 0; });
+float one_number(const void* stored, bool is_half) {
+  if (is_half) return widened(*static_cast<const Float16*>(stored));
+  return *static_cast<const float*>(stored);
 }
 
 class Kernel {
@@ -70,8 +47,8 @@ class Kernel {
 
   Kernel(const Operator& op, const ort::KernelInfo* info)
       : node_(op, info),
-        type_(weight_type_of(op.inputs[kWeightInput])),
-        symmetric_(has_constant_zeros(node_.api, info, node_.name, type_)),
+        type_(op.inputs[kWeightInput] == ort::kUInt8 ? WeightType::kUInt8 : WeightType::kUInt4),
+        half_scales_(op.inputs[kScales] == ort::kFloat16),
         block_size_(block_size_of(node_.api, info, node_.name)),
         int8_activations_(has_int8_activations(node_.api, info, node_.name)) {}
 
@@ -80,51 +57,55 @@ class Kernel {
   void compute(ort::KernelContext* context) {
     const ProductShapes shapes = product_shapes(node_, context);
     const int64_t outputs = shapes.weight[1];
-    if (has_4_bits(type_) && outputs % 2 != 0) {
+    if (type_ == WeightType::kUInt4 && outputs % 2 != 0) {
       fail(node_.api, ort::kInvalidArgument,
            node_.name + ": weight has O = " + std::to_string(outputs) +
                " columns of 4 bits; O must be even, so that every row begins at a byte");
     }
-    const int64_t blocks = (outputs + block_size_ - 1) / block_size_;
-    const Shape per_block = {shapes.weight[0], blocks};
+    const Shape per_block = {(shapes.weight[0] + block_size_ - 1) / block_size_, outputs};
     Weight weight{};
     weight.type = type_;
     weight.data = data_of<const void>(node_.api, node_.inputs.value(context, kWeightInput));
     weight.outputs = static_cast<size_t>(outputs);
-    weight.scales = static_cast<const float*>(block_input(context, kScales, "scales", per_block));
-    weight.zero_points = block_input(context, kZeroPoints, "zero_points", per_block);
-    if (symmetric_) weight.zero_points = nullptr;
+    weight.half_scales = half_scales_;
     weight.block_size = static_cast<size_t>(block_size_);
-    weight.blocks = static_cast<size_t>(blocks);
+    weight.scales = block_input(context, kScales, "scales", per_block, "");
+    if (node_.inputs.shape(context, kZeroPoints) == Shape{1}) {
+      const ort::Value* zero_point = node_.inputs.value(context, kZeroPoints);
+      weight.zero_point = one_number(data_of<const void>(node_.api, zero_point), half_scales_);
+    } else {
+      weight.zero_points = block_input(context, kZeroPoints, "zero_points", per_block, " or [1]");
+    }
     multiply(node_, context, shapes, weight, kBias, int8_activations_);
   }
 
  private:
   // The data of an input that must have one number for each block of the weight.
-  const void* block_input(const ort::KernelContext* context, size_t index, const char* name,
-                          const Shape& expected) const {
+  const void* block_input(const ort::KernelContext* context, size_t index, const char* name, const Shape& expected,
+                          const char* or_else) const {
     const Shape shape = node_.inputs.shape(context, index);
     if (shape != expected) {
       fail(node_.api, ort::kInvalidArgument,
            node_.name + ": " + name + " has shape " + shape_text(shape) +
-               "; weight has K = " + std::to_string(expected[0]) + " rows and blocks of " +
-               std::to_string(block_size_) + " columns, so it must be " + shape_text(expected));
+               "; weight has O = " + std::to_string(expected[1]) + " columns and blocks of " +
+               std::to_string(block_size_) + " rows, so it must be " + shape_text(expected) + or_else);
     }
     return data_of<const void>(node_.api, node_.inputs.value(context, index));
   }
 
   ProductNode node_;
   const WeightType type_;
-  const bool symmetric_;  // zero points are constants of the model, and all 0
+  const bool half_scales_;
   const int64_t block_size_;
   const bool int8_activations_;  // of SparseProduct
 };
 
 }  // namespace
 
-Operator make_nm_sparse_matmul_nbits_op(const Api* api, ort::ElementType value_type, ort::ElementType weight_type) {
+Operator make_nm_sparse_matmul_nbits_op(const Api* api, ort::ElementType value_type, ort::ElementType integer_type,
+                                        ort::ElementType scale_type) {
   return make_operator(api, Kernel::kName,
-                       {value_type, weight_type, ort::kFloat, weight_type, ort::kFloat, ort::kFloat, ort::kFloat},
+                       {value_type, integer_type, scale_type, scale_type, ort::kFloat, ort::kFloat, ort::kFloat},
                        {value_type}, operator_functions<Kernel>(infer_product_shape));
 }
 

@@ -5,8 +5,9 @@
 
 namespace nm_export {
 
-// The operator for one element type of values (kFloat, kFloat16, kBFloat16) and one of weights (kInt8, kUInt8, kInt4,
-// kUInt4). `api` outlives it.
-Operator make_nm_sparse_matmul_nbits_op(const ort::Api* api, ort::ElementType value_type, ort::ElementType weight_type);
+// The operator for one element type of values (kFloat, kFloat16, kBFloat16), one of codes (kUInt8, kUInt4) and one of
+// scales and zero points (kFloat, kFloat16). `api` outlives it.
+Operator make_nm_sparse_matmul_nbits_op(const ort::Api* api, ort::ElementType value_type, ort::ElementType code_type,
+                                        ort::ElementType scale_type);
 
 }  // namespace nm_export

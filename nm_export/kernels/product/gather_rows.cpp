@@ -24,6 +24,44 @@ WeightRows rows_of_any_token(const ProductCall& call, size_t block) {
   return rows_of(call, block, lists_per_block(call.product) - 1);
 }
 
+using AddRows = void (*)(const Weight&, size_t first_output, const WeightRows& add, const WeightRows& next,
+                         size_t outputs, float* y);
+
+void add_blocks(const ProductCall& call, const Task& task, AddRows add) {
+  const Weight& weight = call.product.weight;
+  float* const y = call.sums_of(task);
+  for (size_t block = task.first_block; block < task.end_block; ++block) {
+    // Behind the last one too: there a worker's next task begins.
+    const WeightRows next = rows_of_any_token(call, block + 1);
+    for (size_t t = 0; t < task.tokens; ++t) {
+      const size_t start = next.count * t / task.tokens;
+      const WeightRows share{next.row + start, nullptr, next.count * (t + 1) / task.tokens - start};
+      add(weight, task.first_output, rows_of(call, block, t), share, task.outputs, y + t * weight.outputs);
+    }
+  }
+}
+
+// One token and a quantized weight: by groups of inputs that share scales, so that the rows of one and of the next,
+// which are prefetched, fit the first-level cache.
+void add_groups(const ProductCall& call, const Task& task, AddRows add) {
+  const Weight& weight = call.product.weight;
+  const size_t size = group_size(weight);
+  const WeightRows first = rows_of(call, task.first_block, 0);
+  const WeightRows last = rows_of(call, task.end_block - 1, 0);
+  const uint32_t* const end = last.row + last.count;
+  const auto group_from = [&](const uint32_t* row) {
+    WeightRows group{row, first.value + (row - first.row), 0};
+    while (row + group.count < end && row[group.count] / size == *row / size) ++group.count;
+    return group;
+  };
+  float* const y = call.sums_of(task);
+  for (WeightRows group = group_from(first.row); group.count > 0;) {
+    const WeightRows next = group_from(group.row + group.count);
+    add(weight, task.first_output, group, next, task.outputs, y);
+    group = next;
+  }
+}
+
 class GatherRows final : public Algorithm {
  public:
   const char* name() const override { return "gather rows"; }
@@ -64,16 +102,11 @@ class GatherRows final : public Algorithm {
     const bool int8 = call.product.int8_activations && is_quantized(weight.type);
     const auto add = int8 ? call.int8.add_rows[quantized_index(weight.type)]
                           : call.kernels.add_rows[static_cast<size_t>(weight.type)];
-    float* const y = call.sums_of(task);
     call.start_sums(task);
-    for (size_t block = task.first_block; block < task.end_block; ++block) {
-      // Behind the last one too: there a worker's next task begins.
-      const WeightRows next = rows_of_any_token(call, block + 1);
-      for (size_t t = 0; t < task.tokens; ++t) {
-        const size_t start = next.count * t / task.tokens;
-        const WeightRows share{next.row + start, nullptr, next.count * (t + 1) / task.tokens - start};
-        add(weight, task.first_output, rows_of(call, block, t), share, task.outputs, y + t * weight.outputs);
-      }
+    if (call.product.tokens == 1 && is_quantized(weight.type)) {
+      add_groups(call, task, add);
+    } else {
+      add_blocks(call, task, add);
     }
     call.end_sums(task);
   }

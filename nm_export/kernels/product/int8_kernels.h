@@ -11,56 +11,46 @@
 
 namespace nm_export {
 
-// A dot4 group: the activations of four inputs, rounded, are the four bytes of one number, as instructions that
-// multiply bytes want them.
+// A dot4: the activations of four inputs, rounded, are the four bytes of one number, as instructions that multiply
+// bytes want them.
 constexpr size_t kDot4 = 4;
-constexpr size_t kDot4Groups = kBlockInputs / kDot4;
+constexpr size_t kMostDot4s = kBlockInputs / kDot4;
 
-// A panel: so many blocks of outputs, whose activations are rounded together. (They are values times scales, and so
-// others in every block of a weight.)
-constexpr size_t kPanelBlocks = 16;
+// A group: inputs whose activations are rounded together. They share the scales of a weight; of more than kBlockInputs
+// inputs that do, so many are a group.
+constexpr size_t kMostGroups = kBlockInputs / kSmallestBlock;
 
-// The activations of one token in one block of inputs, for the up to kPanelBlocks blocks of a panel. What it has for
-// more blocks is arbitrary.
+static constexpr size_t group_size(const Weight& weight) {
+  return weight.block_size < kBlockInputs ? weight.block_size : kBlockInputs;
+}
+
+// The activations of one token in one block of inputs, rounded group by group. Inputs that are not kept are 0.
 struct Int8Activations {
-  // For each dot4 group the bytes that multiply its weights. Longer than it need be, so that vectors can be loaded.
-  alignas(64) uint32_t groups[kDot4Groups][2 * kPanelBlocks];
-  alignas(64) int32_t zero_sum[2 * kPanelBlocks];  // what the zero points add to a sum
-  alignas(64) float scale[2 * kPanelBlocks];       // what a sum is multiplied by
-  uint32_t as_float;                               // bit b: block b cannot be rounded, has none of the above and adds 0
-};
-
-// The scales and zero points of a block of inputs and of a panel.
-struct PanelScales {
-  alignas(64) float scale[kBlockInputs][kPanelBlocks];
-  alignas(64) int32_t zero_point[kBlockInputs][kPanelBlocks];  // of unsigned integers
-  bool is_symmetric;  // then all zero points are `shift`, and those above are arbitrary
-  int32_t shift;
+  uint32_t dot4[kMostDot4s];
+  float step[kMostGroups];  // what a sum of integers is multiplied by, besides the scale
+  float sum[kMostGroups];   // of the rounded activations
+  uint32_t as_float;        // bit g: group g cannot be rounded, and has only zeros here
 };
 
 // So many tokens are summed up together.
 constexpr size_t kPackedInt8Tokens = 4;
 
-// Where tokens share tiles of integers: those of a block of inputs and so many outputs, a dot4 group side by side.
+// Where tokens share tiles of integers: those of a block of inputs and so many outputs, a dot4 side by side.
 struct PackedInt8Kernels {
-  // Outputs of a tile, a multiple of every block of a quantized weight. It holds kBlockInputs bytes for each.
+  // Outputs of a tile. It holds kBlockInputs bytes for each.
   size_t tile_outputs;
 
   // Packs a block of a weight to a tile. What the tile has more becomes arbitrary.
   void (*pack[kQuantizedTypes])(const Weight& weight, const WeightBlock& block, uint8_t* tile, PrefetchSchedule& next);
 
-  // Of a block of a weight of at most kPanelBlocks blocks of outputs. Where there are none, scales become 0.
-  void (*pack_scales[kQuantizedTypes])(const Weight& weight, const WeightBlock& block, PanelScales& scales);
+  // Rounds the values of one token in the block of inputs from `first_input` on, of which it keeps `kept`, in groups of
+  // so many inputs.
+  void (*quantize)(const WeightRows& kept, size_t first_input, size_t group, Int8Activations& activations);
 
-  // Rounds the values of one token in the block of inputs from `first_input` on, of which it keeps `kept`. Inputs that
-  // are not kept become 0.
-  void (*quantize)(const PanelScales& scales, const WeightRows& kept, size_t first_input, Int8Activations& activations);
-
-  // y[t, c] += scale * (sum over the first `inputs` inputs of activation * weight - zero_sum) for c < outputs, with
-  // activations[t], which are for blocks of `block_size` outputs; the first output is of block `block`. y has
-  // tile_outputs numbers a token, of which those beyond `outputs` become arbitrary.
-  void (*add)(const uint8_t* tile, const Int8Activations* activations, size_t tokens, size_t inputs, size_t block,
-              size_t block_size, size_t outputs, float* y, PrefetchSchedule& next);
+  // y[t, c] += sum over the groups of step * scale[c] * (sum of activation * integer - zero point[c] * sum), for the
+  // outputs of a block that was packed. y has tile_outputs numbers a token, of which those beyond become arbitrary.
+  void (*add)(const Weight& weight, const WeightBlock& block, const uint8_t* tile, const Int8Activations* activations,
+              size_t tokens, float* y, PrefetchSchedule& next);
 };
 
 // Indexed, as its parts are, by quantized_index.
@@ -69,7 +59,7 @@ struct Int8Kernels {
   void (*add_rows[kQuantizedTypes])(const Weight& weight, size_t first_output, const WeightRows& add,
                                     const WeightRows& next, size_t outputs, float* y);
 
-  // The same as float32, for outputs of one block: where activations cannot be rounded.
+  // The same as float32: where activations cannot be rounded.
   void (*add_as_float[kQuantizedTypes])(const Weight& weight, size_t first_output, const WeightRows& add,
                                         size_t outputs, float* y);
 

@@ -11,15 +11,15 @@
 namespace nm_export {
 namespace {
 
-enum WorkerBuffer : size_t { kTile, kRows, kValues, kCounts, kActivations, kScales, kSums };
+enum WorkerBuffer : size_t { kTile, kRows, kValues, kCounts, kActivations, kSums };
 
-// Adds the blocks of outputs whose bits are set as float32.
-void add_as_float(const ProductCall& call, const WeightBlock& part, const WeightRows& kept, uint32_t blocks, float* y) {
+// Adds the groups of inputs whose bits are set as float32.
+void add_as_float(const ProductCall& call, const WeightBlock& part, const WeightRows& kept, uint32_t groups, float* y) {
   const Weight& weight = call.product.weight;
   const auto add = call.int8.add_as_float[quantized_index(weight.type)];
-  for (size_t c = 0; c < part.outputs; c += weight.block_size, blocks >>= 1) {
-    if ((blocks & 1u) == 0) continue;
-    add(weight, part.first_output + c, kept, std::min(weight.block_size, part.outputs - c), y + c);
+  for (size_t i = 0; i < kept.count; ++i) {
+    if ((groups >> ((kept.row[i] - part.first_input) / group_size(weight)) & 1u) == 0) continue;
+    add(weight, part.first_output, {kept.row + i, kept.value + i, 1}, part.outputs, y);
   }
 }
 
@@ -29,10 +29,9 @@ class PackedInt8 final : public Algorithm {
 
   // Narrow parts would round the values of a token several times.
   TaskLimits limits(const SparseProduct& product) const override {
-    const size_t outputs = std::clamp(kPanelBlocks * product.weight.block_size, kTuning.fewest_packed_int8_outputs,
-                                      kTuning.most_packed_int8_outputs);
     const bool by_tokens = product.tokens >= 2 * kTuning.fewest_packed_tokens;
-    return {outputs, outputs, !by_tokens, by_tokens ? kTuning.packed_int8_tokens : kTuning.packed_tokens};
+    const size_t tokens = by_tokens ? kTuning.packed_int8_tokens : kTuning.packed_tokens;
+    return {kTuning.packed_outputs, kTuning.packed_outputs, !by_tokens, tokens};
   }
 
   void run(const ProductCall& call, const Task& task, WorkerBuffers& buffers) const override {
@@ -40,17 +39,14 @@ class PackedInt8 final : public Algorithm {
     const Weight& weight = product.weight;
     const PackedInt8Kernels& kernels = *call.int8.packed;
     const auto pack = kernels.pack[quantized_index(weight.type)];
-    const auto pack_scales = kernels.pack_scales[quantized_index(weight.type)];
     const size_t tokens = task.tokens;
     const size_t tile_outputs = kernels.tile_outputs;
     const size_t tiles = ceil_div(task.outputs, tile_outputs);
-    const size_t panel = kPanelBlocks * weight.block_size;
     uint8_t* const tile = buffers.reserve<uint8_t>(kTile, kBlockInputs * tile_outputs);
     uint32_t* const rows = buffers.reserve<uint32_t>(kRows, tokens * kBlockInputs);
     float* const row_values = buffers.reserve<float>(kValues, tokens * kBlockInputs);
     size_t* const counts = buffers.reserve<size_t>(kCounts, tokens);
     Int8Activations* const activations = buffers.reserve<Int8Activations>(kActivations, tokens);
-    PanelScales* const scales = buffers.reserve<PanelScales>(kScales, 1);
     float* const sums = buffers.reserve<float>(kSums, tiles * tokens * tile_outputs);  // [tile, token, output]
     std::fill_n(sums, tiles * tokens * tile_outputs, 0.0f);
     const auto kept = [&](size_t t) {
@@ -65,23 +61,18 @@ class PackedInt8 final : public Algorithm {
         const uint64_t mask = call.kernels.gather_nonzero(values + t * product.inputs, inputs, k,
                                                           rows + t * kBlockInputs, row_values + t * kBlockInputs);
         counts[t] = std::bitset<kBlockInputs>(mask).count();
+        kernels.quantize(kept(t), k, group_size(weight), activations[t]);
       }
-      const size_t steps = tiles * (ceil_div(tokens, kPackedInt8Tokens) + kDot4Groups);
+      const size_t steps = tiles * (ceil_div(tokens, kPackedInt8Tokens) + kMostDot4s);
       PrefetchSchedule next = call.prefetch_block(block + 1, task, steps);
-      for (size_t start = 0; start < task.outputs; start += panel) {
-        const size_t end = std::min(start + panel, task.outputs);
-        pack_scales(weight, WeightBlock{k, inputs, task.first_output + start, end - start}, *scales);
-        for (size_t t = 0; t < tokens; ++t) kernels.quantize(*scales, kept(t), k, activations[t]);
-        for (size_t c = start; c < end; c += tile_outputs) {
-          const WeightBlock part{k, inputs, task.first_output + c, std::min(tile_outputs, end - c)};
-          const size_t first_block = (c - start) / weight.block_size;
-          float* const y = sums + c * tokens;
-          pack(weight, part, tile, next);
-          kernels.add(tile, activations, tokens, inputs, first_block, weight.block_size, part.outputs, y, next);
-          for (size_t t = 0; t < tokens; ++t) {
-            const uint32_t as_float = activations[t].as_float >> first_block;
-            if (as_float != 0) add_as_float(call, part, kept(t), as_float, y + t * tile_outputs);
-          }
+      for (size_t c = 0; c < task.outputs; c += tile_outputs) {
+        const WeightBlock part{k, inputs, task.first_output + c, std::min(tile_outputs, task.outputs - c)};
+        float* const y = sums + c * tokens;
+        pack(weight, part, tile, next);
+        kernels.add(weight, part, tile, activations, tokens, y, next);
+        for (size_t t = 0; t < tokens; ++t) {
+          const uint32_t as_float = activations[t].as_float;
+          if (as_float != 0) add_as_float(call, part, kept(t), as_float, y + t * tile_outputs);
         }
       }
     }

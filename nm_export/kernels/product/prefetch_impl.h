@@ -12,6 +12,12 @@ namespace {
 // tenth faster so than line by line, and by 16 lines rows of 2 KB slower.
 constexpr size_t kLinesAtOnce = 4;
 
+// V whose prefetches are for the first-level cache.
+template <class V>
+struct NearPrefetch {
+  static void prefetch(const void* at) { V::prefetch_near(at); }
+};
+
 template <class V>
 void prefetch_step(PrefetchSchedule& next) {
   for (size_t i = 0; i < next.lines_per_step && next.rows > 0; ++i) {

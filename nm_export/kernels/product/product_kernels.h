@@ -15,8 +15,8 @@ struct ProductKernels {
   uint64_t (*gather_nonzero)(const float* v, size_t inputs, size_t first, uint32_t* row, float* value);
 
   // y[c] += sum over i of add.value[i] * W[add.row[i], c], for c < outputs, while the rows `next` are prefetched;
-  // next.count <= kBlockInputs, next.value is not used. W[., 0] is the weight's output `first_output`, where a block of
-  // a quantized weight begins. Indexed by WeightType.
+  // next.count <= kBlockInputs, next.value is not used. W[., 0] is the weight's output `first_output`. Rows of a
+  // quantized weight are of one block of inputs. Indexed by WeightType.
   void (*add_rows[kWeightTypes])(const Weight& weight, size_t first_output, const WeightRows& add,
                                  const WeightRows& next, size_t outputs, float* y);
 

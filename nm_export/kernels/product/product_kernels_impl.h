@@ -2,7 +2,7 @@
 // instruction set, which includes this after its vector.h.
 //
 // What is prefetched comes to the second-level cache: the first level takes fewer lines at once and delivers a third
-// less from memory, as measured.
+// less from memory, as measured. (Rows of integers, which are shorter, come to the first level: int8_kernels_impl.h.)
 //
 // Few tokens: the rows of kept inputs are added to many outputs at once, eight rows at a time, while the next ones are
 // prefetched; memory sees some long streams.
@@ -224,20 +224,17 @@ void add_dense_tile(const float* tile, const TokenBlock& tokens, size_t outputs,
   }
 }
 
-// `Adders` says how quantized weights are added: product/quantized_kernels_impl.h.
-template <class V, class Adders = DefaultAdders<V>>
+template <class V>
 constexpr ProductKernels product_kernels() {
   static_assert(is_product_vector<V>(), "isa/vector_concept.h");
   return {gather_nonzero<V>,
-          {add_rows<V, float>, add_rows<V, Float16>, add_rows<V, BFloat16>, add_quantized_rows<V, Adders, 8, true>,
-           add_quantized_rows<V, Adders, 8, false>, add_quantized_rows<V, Adders, 4, true>,
-           add_quantized_rows<V, Adders, 4, false>},
+          {add_rows<V, float>, add_rows<V, Float16>, add_rows<V, BFloat16>, add_quantized_rows<V, 8>,
+           add_quantized_rows<V, 4>},
           union_tokens<V>(),
           {add_union_rows<V, float>, add_union_rows<V, Float16>, add_union_rows<V, BFloat16>},
           kTileVectors * V::kWidth,
-          {pack_tile<V, float>, pack_tile<V, Float16>, pack_tile<V, BFloat16>, pack_quantized_tile<V, Adders, 8, true>,
-           pack_quantized_tile<V, Adders, 8, false>, pack_quantized_tile<V, Adders, 4, true>,
-           pack_quantized_tile<V, Adders, 4, false>},
+          {pack_tile<V, float>, pack_tile<V, Float16>, pack_tile<V, BFloat16>, pack_quantized_tile<V, 8>,
+           pack_quantized_tile<V, 4>},
           pack_inputs<V>,
           add_sparse_tile<V>,
           add_dense_tile<V>};

@@ -1,7 +1,7 @@
 // The kernels of float products with quantized weights. Part of product_kernels_impl.h.
 //
-// A row of integers is multiplied by the value of its input times the scale of each block. Where all zero points are 0
-// they are not read.
+// All inputs of a block of a quantized weight share the scales and zero points of its outputs, so what a token keeps of
+// a block is summed up first and scaled once.
 #pragma once
 
 #include "product/prefetch_impl.h"
@@ -11,279 +11,144 @@ namespace nm_export {
 namespace {
 
 constexpr size_t kTileVectors = 8;  // as many sums as hide the latency of multiply-add, and few enough registers
-constexpr size_t kQuantizedRowsAtOnce = 8;
 
-// How the integers of a quantized weight are stored.
-template <size_t bits, bool is_signed, bool has_zero_points>
-struct QuantizedFormat {
-  static constexpr size_t kBits = bits;
-  static constexpr bool kZeroPoints = has_zero_points;
+constexpr size_t kQuantizedVectors = 4;  // of outputs, that are summed up together
 
-  static int integer(const void* weights, size_t index) {
-    const auto* bytes = static_cast<const uint8_t*>(weights);
-    if (bits == 8) return is_signed ? static_cast<int8_t>(bytes[index]) : bytes[index];
-    const int nibble = bytes[index / 2] >> (index % 2 * 4) & 15;
-    return is_signed ? (nibble ^ 8) - 8 : nibble;
-  }
-};
+template <size_t kBits>
+float integer_at(const uint8_t* integers, size_t index) {
+  return static_cast<float>(kBits == 8 ? integers[index] : integers[index / 2] >> (index % 2 * 4) & 15);
+}
 
-// How quantized weights are added to sums. There are three such classes, of which the first suits every V, and an
-// instruction set may have another one:
-//
-//   kStep     so many outputs at a time; they are of one block
-//   Narrow    the adder for blocks that are smaller than kStep
-//   Sums      the sums of kStep outputs: load, store and zeros
-//   Row       made of the value of an input
-//   Block     made of a Row and of the scale and the zero point of a block
-//   add       sums + value * scale * (integer - zero point)
-//
-// Integers one by one.
-template <class V, size_t bits, bool is_signed, bool has_zero_points>
-struct ScalarAdder : QuantizedFormat<bits, is_signed, has_zero_points> {
-  static constexpr size_t kStep = V::kWidth;
-  static_assert(kStep <= kSmallestBlock, "a step must not be longer than a block");
-  using Narrow = ScalarAdder;
-  using Sums = typename V::Float;
-  using Row = typename V::Float;
-  struct Block {
-    typename V::Float factor;
-    int zero_point;
-  };
-
-  static Sums zeros() { return V::broadcast(0.0f); }
-  static Sums load(const float* y) { return V::load(y); }
-  static void store(float* y, const Sums& sums) { V::store(y, sums); }
-  static Row row(float value) { return V::broadcast(value); }
-  static Block block(const Row& row, float scale, int zero_point) {
-    return {V::fma(row, V::broadcast(scale), V::broadcast(0.0f)), zero_point};
-  }
-  static Sums add(const Block& block, const uint8_t* weights, const Sums& sums) {
-    float integers[kStep];
-    for (size_t i = 0; i < kStep; ++i) {
-      integers[i] = static_cast<float>(ScalarAdder::integer(weights, i) - block.zero_point);
-    }
-    return V::fma(block.factor, V::load(integers), sums);
-  }
-};
-
-// Integers of 8 bits, a vector at a time.
-template <class V, size_t bits, bool is_signed, bool has_zero_points>
-struct VectorAdder : QuantizedFormat<bits, is_signed, has_zero_points> {
-  static constexpr size_t kStep = V::kWidth;
-  using Narrow = VectorAdder;
-  using Sums = typename V::Float;
-  using Row = typename V::Float;
-  struct Block {
-    typename V::Float factor;
-    typename V::Int zero_point;
-  };
-
-  static Sums zeros() { return V::broadcast(0.0f); }
-  static Sums load(const float* y) { return V::load(y); }
-  static void store(float* y, const Sums& sums) { V::store(y, sums); }
-  static Row row(float value) { return V::broadcast(value); }
-  static Block block(Row row, float scale, int zero_point) {
-    return {V::mul(row, V::broadcast(scale)), V::broadcast_int(zero_point)};
-  }
-  static Sums add(const Block& block, const uint8_t* weights, Sums sums) {
-    return add(block, V::template load_bytes<is_signed>(weights), sums);
-  }
-  static Sums add(const Block& block, typename V::Int integers, Sums sums) {
-    if (has_zero_points) integers = V::sub_int(integers, block.zero_point);
-    return V::fma(block.factor, V::to_float(integers), sums);
-  }
-};
-
-// Integers of 4 bits: the sums of even and of odd outputs, as low and high halves of bytes come.
-template <class V, bool is_signed, bool has_zero_points>
-struct VectorAdder<V, 4, is_signed, has_zero_points> : QuantizedFormat<4, is_signed, has_zero_points> {
-  using Integers = VectorAdder<V, 8, is_signed, has_zero_points>;
-  static constexpr size_t kStep = 2 * V::kWidth;
-  using Narrow = VectorAdder;
-  struct Sums {
-    typename V::Float even;
-    typename V::Float odd;
-  };
-  using Row = typename Integers::Row;
-  using Block = typename Integers::Block;
-
-  static Sums zeros() { return {V::broadcast(0.0f), V::broadcast(0.0f)}; }
-  static Sums load(const float* y) {
-    Sums sums;
-    V::unzip(V::load(y), V::load(y + V::kWidth), sums.even, sums.odd);
-    return sums;
-  }
-  static void store(float* y, const Sums& sums) {
-    typename V::Float low, high;
-    V::zip(sums.even, sums.odd, low, high);
-    V::store(y, low);
-    V::store(y + V::kWidth, high);
-  }
-  static Row row(float value) { return Integers::row(value); }
-  static Block block(Row row, float scale, int zero_point) { return Integers::block(row, scale, zero_point); }
-  static Sums add(const Block& block, const uint8_t* weights, const Sums& sums) {
-    const auto pairs = V::template load_bytes<is_signed>(weights);
-    const auto even = V::template low_four<is_signed>(pairs);
-    const auto odd = V::template high_four<is_signed>(pairs);
-    return {Integers::add(block, even, sums.even), Integers::add(block, odd, sums.odd)};
-  }
-};
-
-template <class V, bool kVectors = V::kConvertsBytes>
-struct DefaultAdders {
-  template <size_t bits, bool is_signed, bool has_zero_points>
-  using Adder = ScalarAdder<V, bits, is_signed, has_zero_points>;
-};
-template <class V>
-struct DefaultAdders<V, true> {
-  template <size_t bits, bool is_signed, bool has_zero_points>
-  using Adder = VectorAdder<V, bits, is_signed, has_zero_points>;
-};
-
-// Some outputs of a row of a quantized weight: their bytes, and the index of the block that they begin with.
-struct QuantizedRow {
-  const uint8_t* bytes;
-  size_t block;
-};
-
-// A quantized weight of the format of an Adder.
-template <class Adder>
+// A quantized weight from one of its outputs on, whose scales and zero points are stored as `Scale`.
+template <size_t kBits, class Scale>
 class QuantizedMatrix {
  public:
-  explicit QuantizedMatrix(const Weight& weight) : weight_(weight) {}
+  QuantizedMatrix(const Weight& weight, size_t first_output) : weight_(weight), first_output_(first_output) {}
 
-  QuantizedRow row(size_t input, size_t output) const {
-    return {static_cast<const uint8_t*>(weight_.data) + (input * weight_.outputs + output) * Adder::kBits / 8,
-            input * weight_.blocks + output / weight_.block_size};
-  }
-  size_t block_size() const { return weight_.block_size; }
-  float scale(size_t block) const { return weight_.scales[block]; }
-  int zero_point(size_t block) const { return Adder::kZeroPoints ? Adder::integer(weight_.zero_points, block) : 0; }
-  float dequantized(const QuantizedRow& row, size_t output, size_t block) const {
-    return scale(block) * static_cast<float>(Adder::integer(row.bytes, output) - zero_point(block));
-  }
+  float zero_point() const { return weight_.zero_point; }
+  size_t block_of(size_t input) const { return input / weight_.block_size; }
 
-  template <class V>
-  void prefetch_block(size_t block) const {
-    V::prefetch(weight_.scales + block);
-    if (!Adder::kZeroPoints) return;
-    V::prefetch(static_cast<const uint8_t*>(weight_.zero_points) + block * Adder::kBits / 8);
+  const uint8_t* row(size_t input) const {
+    return static_cast<const uint8_t*>(weight_.data) + (input * weight_.outputs + first_output_) * kBits / 8;
+  }
+  const Scale* scales(size_t block) const { return numbers(weight_.scales, block); }
+  // Null where all zero points are zero_point().
+  const Scale* zero_points(size_t block) const {
+    return weight_.zero_points == nullptr ? nullptr : numbers(weight_.zero_points, block);
   }
 
  private:
+  const Scale* numbers(const void* stored, size_t block) const {
+    return static_cast<const Scale*>(stored) + block * weight_.outputs + first_output_;
+  }
+
   const Weight& weight_;
+  const size_t first_output_;
 };
 
-// Adds kRows rows to y, and prefetches the same outputs of the next rows.
-template <class V, class Adder, size_t kRows>
-void add_quantized_group(const QuantizedMatrix<Adder>& matrix, const QuantizedRow* rows, const float* value,
-                         const QuantizedRow* next, size_t next_count, size_t outputs, float* y) {
-  constexpr size_t kPerLine = kCacheLine * 8 / Adder::kBits;
-  const size_t block_size = matrix.block_size();
-  const size_t per_line_of_scales = kCacheLine / sizeof(float) * block_size;
-  typename Adder::Row factor[kRows];
-  for (size_t i = 0; i < kRows; ++i) factor[i] = Adder::row(value[i]);
-  size_t block = 0;
-  size_t block_end = block_size;
-  for (size_t line = 0; line < outputs; line += kPerLine) {
-    for (size_t i = 0; i < next_count; ++i) V::prefetch(next[i].bytes + line * Adder::kBits / 8);
-    if ((line & (per_line_of_scales - 1)) == 0) {
-      for (size_t i = 0; i < next_count; ++i) matrix.template prefetch_block<V>(next[i].block + block);
-    }
-    const size_t line_end = line + kPerLine < outputs ? line + kPerLine : outputs;
-    for (size_t c = line; c < line_end;) {
-      const size_t end = block_end < line_end ? block_end : line_end;
-      typename Adder::Block part[kRows];
-      for (size_t i = 0; i < kRows; ++i) {
-        const size_t b = rows[i].block + block;
-        part[i] = Adder::block(factor[i], matrix.scale(b), matrix.zero_point(b));
-      }
-      for (; c + Adder::kStep <= end; c += Adder::kStep) {
-        typename Adder::Sums sums = Adder::load(y + c);
-        for (size_t i = 0; i < kRows; ++i) sums = Adder::add(part[i], rows[i].bytes + c * Adder::kBits / 8, sums);
-        Adder::store(y + c, sums);
-      }
-      for (; c < end; ++c) {
-        for (size_t i = 0; i < kRows; ++i) y[c] += value[i] * matrix.dequantized(rows[i], c, rows[i].block + block);
-      }
-      if (end == block_end) {
-        ++block;
-        block_end += block_size;
+// Adds some rows of one block of a quantized weight to y.
+template <class V, size_t kBits, class Scale>
+void add_quantized_block(const QuantizedMatrix<kBits, Scale>& matrix, const WeightRows& add, size_t outputs, float* y) {
+  using Float = typename V::Float;
+  constexpr size_t kStep = kQuantizedVectors * V::kWidth;
+  const size_t block = matrix.block_of(add.row[0]);
+  const Scale* scales = matrix.scales(block);
+  const Scale* zero_points = matrix.zero_points(block);
+  const Float minus_one = V::broadcast(-1.0f);
+  const Float one = V::broadcast(1.0f);
+  const Float common = V::broadcast(-matrix.zero_point());
+  size_t c = 0;
+  for (; c + kStep <= outputs; c += kStep) {
+    Float minus_zero[kQuantizedVectors];
+    Float sum[kQuantizedVectors];
+    for (size_t v = 0; v < kQuantizedVectors; ++v) {
+      sum[v] = V::broadcast(0.0f);
+      minus_zero[v] = common;
+      if (zero_points != nullptr) {
+        minus_zero[v] = V::fma(V::load(zero_points + c + v * V::kWidth), minus_one, sum[v]);
       }
     }
+    for (size_t i = 0; i < add.count; ++i) {
+      const uint8_t* row = matrix.row(add.row[i]) + c * kBits / 8;
+      const Float factor = V::broadcast(add.value[i]);
+      for (size_t v = 0; v < kQuantizedVectors; ++v) {
+        const Float integers = V::template integers<kBits>(row + v * V::kWidth * kBits / 8);
+        sum[v] = V::fma(factor, V::fma(integers, one, minus_zero[v]), sum[v]);
+      }
+    }
+    for (size_t v = 0; v < kQuantizedVectors; ++v) {
+      float* target = y + c + v * V::kWidth;
+      V::store(target, V::fma(V::load(scales + c + v * V::kWidth), sum[v], V::load(target)));
+    }
+  }
+  for (; c < outputs; ++c) {
+    const float zero_point = zero_points == nullptr ? matrix.zero_point() : V::one(zero_points + c);
+    float sum = 0.0f;
+    for (size_t i = 0; i < add.count; ++i) {
+      sum += add.value[i] * (integer_at<kBits>(matrix.row(add.row[i]), c) - zero_point);
+    }
+    y[c] += V::one(scales + c) * sum;
   }
 }
 
-template <class V, class Adder>
+template <class V, size_t kBits, class Scale>
 void add_quantized_rows_by(const Weight& weight, size_t first_output, const WeightRows& add, const WeightRows& next,
                            size_t outputs, float* y) {
-  const QuantizedMatrix<Adder> matrix(weight);
-  const size_t groups = (add.count + kQuantizedRowsAtOnce - 1) / kQuantizedRowsAtOnce;
-  QuantizedRow rows[kQuantizedRowsAtOnce];
-  QuantizedRow next_rows[kBlockInputs];
-  size_t fetched = 0;
-  for (size_t g = 0; g < groups; ++g) {
-    const size_t start = g * kQuantizedRowsAtOnce;
-    const size_t count = add.count - start < kQuantizedRowsAtOnce ? add.count - start : kQuantizedRowsAtOnce;
-    for (size_t i = 0; i < count; ++i) rows[i] = matrix.row(add.row[start + i], first_output);
-    const size_t end = next.count * (g + 1) / groups;  // the prefetches are spread evenly
-    size_t next_count = 0;
-    while (fetched < end) next_rows[next_count++] = matrix.row(next.row[fetched++], first_output);
-    const float* value = add.value + start;
-    size_t i = 0;
-    if (count == kQuantizedRowsAtOnce) {
-      add_quantized_group<V, Adder, kQuantizedRowsAtOnce>(matrix, rows, value, next_rows, next_count, outputs, y);
-      continue;
-    }
-    for (; i < count; ++i) {
-      add_quantized_group<V, Adder, 1>(matrix, rows + i, value + i, next_rows, i == 0 ? next_count : 0, outputs, y);
-    }
+  const QuantizedMatrix<kBits, Scale> matrix(weight, first_output);
+  for (size_t i = 0; i < next.count; ++i) {
+    const uint8_t* row = matrix.row(next.row[i]);
+    for (size_t at = 0; at < outputs * kBits / 8; at += kCacheLine) V::prefetch(row + at);
+  }
+  for (size_t start = 0, end = 0; start < add.count; start = end) {
+    while (end < add.count && matrix.block_of(add.row[end]) == matrix.block_of(add.row[start])) ++end;
+    add_quantized_block<V>(matrix, {add.row + start, add.value + start, end - start}, outputs, y);
   }
 }
 
-template <class V, class Adder>
+template <class V, size_t kBits, class Scale>
 void pack_quantized_tile_by(const Weight& weight, const WeightBlock& part, float* tile, PrefetchSchedule& next) {
-  const QuantizedMatrix<Adder> matrix(weight);
-  const typename Adder::Row one = Adder::row(1.0f);
-  for (size_t k = 0; k < part.inputs; ++k, tile += kTileVectors * V::kWidth) {
+  using Float = typename V::Float;
+  constexpr size_t kTileOutputs = kTileVectors * V::kWidth;
+  const QuantizedMatrix<kBits, Scale> matrix(weight, part.first_output);
+  const Float one = V::broadcast(1.0f);
+  const Float nothing = V::broadcast(0.0f);
+  float scales[kTileOutputs];
+  float minus_zero[kTileOutputs];
+  for (size_t k = 0; k < part.inputs; ++k, tile += kTileOutputs) {
     if (k % kPackedRowsPerStep == 0) prefetch_step<V>(next);
-    const QuantizedRow row = matrix.row(part.first_input + k, part.first_output);
-    size_t block = row.block;
-    size_t block_end = matrix.block_size() - part.first_output % matrix.block_size();
-    for (size_t c = 0; c < part.outputs; ++block, block_end += matrix.block_size()) {
-      const size_t end = block_end < part.outputs ? block_end : part.outputs;
-      const typename Adder::Block of_block = Adder::block(one, matrix.scale(block), matrix.zero_point(block));
-      for (; c + Adder::kStep <= end; c += Adder::kStep) {
-        Adder::store(tile + c, Adder::add(of_block, row.bytes + c * Adder::kBits / 8, Adder::zeros()));
+    const size_t input = part.first_input + k;
+    const size_t block = matrix.block_of(input);
+    if (k == 0 || block != matrix.block_of(input - 1)) {
+      const Scale* zero_points = matrix.zero_points(block);
+      for (size_t c = 0; c < part.outputs; ++c) {
+        scales[c] = V::one(matrix.scales(block) + c);
+        minus_zero[c] = -(zero_points == nullptr ? matrix.zero_point() : V::one(zero_points + c));
       }
-      for (; c < end; ++c) tile[c] = matrix.dequantized(row, c, block);
     }
+    const uint8_t* row = matrix.row(input);
+    size_t c = 0;
+    for (; c + V::kWidth <= part.outputs; c += V::kWidth) {
+      const Float integers = V::template integers<kBits>(row + c * kBits / 8);
+      const Float shifted = V::fma(integers, one, V::load(minus_zero + c));
+      V::store(tile + c, V::fma(shifted, V::load(scales + c), nothing));
+    }
+    for (; c < part.outputs; ++c) tile[c] = (integer_at<kBits>(row, c) + minus_zero[c]) * scales[c];
   }
 }
 
-template <class V, class Adders, size_t kBits, bool kSigned>
+template <class V, size_t kBits>
 void add_quantized_rows(const Weight& weight, size_t first_output, const WeightRows& add, const WeightRows& next,
                         size_t outputs, float* y) {
-  using Plain = typename Adders::template Adder<kBits, kSigned, false>;
-  using Shifted = typename Adders::template Adder<kBits, kSigned, true>;
-  const bool narrow = weight.block_size < Plain::kStep;
-  auto* by = narrow ? add_quantized_rows_by<V, typename Plain::Narrow> : add_quantized_rows_by<V, Plain>;
-  if (weight.zero_points != nullptr) {
-    by = narrow ? add_quantized_rows_by<V, typename Shifted::Narrow> : add_quantized_rows_by<V, Shifted>;
-  }
+  const auto by =
+      weight.half_scales ? add_quantized_rows_by<V, kBits, Float16> : add_quantized_rows_by<V, kBits, float>;
   by(weight, first_output, add, next, outputs, y);
 }
 
-template <class V, class Adders, size_t kBits, bool kSigned>
-void pack_quantized_tile(const Weight& weight, const WeightBlock& block, float* tile, PrefetchSchedule& next) {
-  using Plain = typename Adders::template Adder<kBits, kSigned, false>;
-  using Shifted = typename Adders::template Adder<kBits, kSigned, true>;
-  const bool narrow = weight.block_size < Plain::kStep;
-  auto* by = narrow ? pack_quantized_tile_by<V, typename Plain::Narrow> : pack_quantized_tile_by<V, Plain>;
-  if (weight.zero_points != nullptr) {
-    by = narrow ? pack_quantized_tile_by<V, typename Shifted::Narrow> : pack_quantized_tile_by<V, Shifted>;
-  }
-  by(weight, block, tile, next);
+template <class V, size_t kBits>
+void pack_quantized_tile(const Weight& weight, const WeightBlock& part, float* tile, PrefetchSchedule& next) {
+  const auto by =
+      weight.half_scales ? pack_quantized_tile_by<V, kBits, Float16> : pack_quantized_tile_by<V, kBits, float>;
+  by(weight, part, tile, next);
 }
 
 }  // namespace

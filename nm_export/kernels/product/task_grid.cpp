@@ -6,14 +6,19 @@
 
 namespace nm_export {
 
+size_t most_tokens_gather_rows(const SparseProduct& product) {
+  const bool int8 = is_quantized(product.weight.type) && product.int8_activations;
+  return int8 ? kTuning.most_tokens_gather_int8_rows : kTuning.most_tokens_gather_rows;
+}
+
 TaskGrid::TaskGrid(const SparseProduct& product, const TaskLimits& limits, size_t workers, Partition partition)
     : tokens_(product.tokens),
       outputs_(product.weight.outputs),
-      block_size_(product.weight.block_size),
+      bits_(stored_bits(product.weight.type)),
       blocks_(ceil_div(product.inputs, kBlockInputs)) {
   if (partition == Partition::kSplitK && tokens_ <= kTuning.most_tokens_split_k) {
     // Alike in all algorithms that are candidates.
-    const bool few = tokens_ <= kTuning.most_tokens_gather_rows;
+    const bool few = tokens_ <= most_tokens_gather_rows(product);
     divide_inputs(few ? kTuning.gather_rows_outputs : limits.split_k_outputs);
   }
   divide_outputs(limits.divides_outputs ? ceil_div(workers, splits_) : 1, limits.outputs);
@@ -26,10 +31,9 @@ void TaskGrid::divide_inputs(size_t widest) {
   while (2 * splits_ <= most) splits_ *= 2;  // three would keep two workers busy badly
 }
 
-// Into as many equal parts as keep all workers busy, of at most `widest` outputs. A part begins with a block of a
-// quantized weight.
+// Into as many equal parts as keep all workers busy, of at most `widest` outputs.
 void TaskGrid::divide_outputs(size_t workers, size_t widest) {
-  const size_t unit = std::max(kTuning.output_unit, block_size_);
+  const size_t unit = std::max(kTuning.output_unit, kTuning.output_unit_bytes * 8 / bits_);
   const size_t parts = ceil_div(ceil_div(outputs_, widest), workers) * workers;
   outputs_per_task_ = ceil_div(ceil_div(outputs_, parts), unit) * unit;
   output_tasks_ = ceil_div(outputs_, outputs_per_task_);

@@ -28,6 +28,9 @@ struct Task {
   size_t split;  // of the inputs: the first one's sums go to y, with all that y has besides them
 };
 
+// Up to so many tokens may gather rows each on its own.
+size_t most_tokens_gather_rows(const SparseProduct& product);
+
 // Tasks that are independent of each other. How inputs are split depends on the shape alone, so that sums do not depend
 // on the number of workers.
 class TaskGrid {
@@ -46,7 +49,7 @@ class TaskGrid {
 
   const size_t tokens_;
   const size_t outputs_;
-  const size_t block_size_;
+  const size_t bits_;  // of a number of the weight
   const size_t blocks_;
   size_t splits_ = 1;
   size_t outputs_per_task_ = 0;

@@ -20,12 +20,12 @@ struct Tuning {
   // them share weights. Throw-away program, 4096 x 1024 and 4096 x 4096.
   size_t gather_tokens_float32 = 3;
   size_t gather_tokens_16_bits = 8;
-  size_t gather_tokens_8_bits = 5;
-  size_t gather_tokens_4_bits = 8;
 
   // Of more tokens some algorithms are no candidates. Gathered rows took twice as long as packed ones at 16, and the
-  // union half as long again at 32; up to 16 tokens these are the dense product. Throw-away program.
+  // union half as long again at 32; up to 16 tokens these are the dense product. Packing integers takes longer, and
+  // docs/semantics.md says up to how many tokens they are multiplied as int8 everywhere. Throw-away program.
   size_t most_tokens_gather_rows = 8;
+  size_t most_tokens_gather_int8_rows = 16;
   size_t most_tokens_gather_union = 16;
 
   // Outputs of a task at most. A row should be read in pieces as long as can be, or the memory does not deliver: of
@@ -37,10 +37,8 @@ struct Tuning {
   size_t gather_union_bytes = 4096;
 
   // The packed weights of a block of inputs stay in the second-level cache, which the sums of a task's tokens pass
-  // through. int8 tiles want as many blocks of outputs as are rounded together. Not recorded.
+  // through. Not recorded.
   size_t packed_outputs = 1024;
-  size_t fewest_packed_int8_outputs = 1024;
-  size_t most_packed_int8_outputs = 2048;
   size_t packed_tokens = 256;
   size_t packed_int8_tokens = 128;
   size_t fewest_packed_tokens = 32;
@@ -53,9 +51,10 @@ struct Tuning {
   size_t split_k_blocks = 8;
   size_t most_tokens_split_k = 32;
 
-  // Outputs of a task are a multiple of this, so that only the last ones of a row are not whole cache lines. Not
-  // recorded.
+  // Outputs of a task are a multiple of so many and of so many bytes, so that only the last ones of a row are not whole
+  // cache lines. Not recorded.
   size_t output_unit = 64;
+  size_t output_unit_bytes = 64;
 
   // Products and sums of a task that are worth the start of another worker: some 10 microseconds. Not recorded. (A
   // thread that sleeps takes 24 to begin; that is what short calls are tried by one thread for.)

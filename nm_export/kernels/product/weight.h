@@ -10,21 +10,21 @@
 namespace nm_export {
 
 // How a weight is stored. Sums are float32 whatever it is. The integers are those of a quantized weight.
-enum class WeightType { kFloat32, kFloat16, kBFloat16, kInt8, kUInt8, kInt4, kUInt4 };
+enum class WeightType { kFloat32, kFloat16, kBFloat16, kUInt8, kUInt4 };
 constexpr int kFloatTypes = 3;
-constexpr int kQuantizedTypes = 4;
+constexpr int kQuantizedTypes = 2;
 constexpr int kWeightTypes = kFloatTypes + kQuantizedTypes;
 
-constexpr bool is_quantized(WeightType type) { return type >= WeightType::kInt8; }
+constexpr bool is_quantized(WeightType type) { return type >= WeightType::kUInt8; }
 
 // Of tables that have an entry for each quantized type.
 constexpr size_t quantized_index(WeightType type) {
-  return static_cast<size_t>(type) - static_cast<size_t>(WeightType::kInt8);
+  return static_cast<size_t>(type) - static_cast<size_t>(WeightType::kUInt8);
 }
 
 // Of a number of a weight.
 constexpr size_t stored_bits(WeightType type) {
-  constexpr size_t kBits[kWeightTypes] = {32, 16, 16, 8, 8, 4, 4};
+  constexpr size_t kBits[kWeightTypes] = {32, 16, 16, 8, 4};
   return kBits[static_cast<size_t>(type)];
 }
 
@@ -36,11 +36,12 @@ struct Weight {
   size_t outputs;
 
   // Of quantized weights, which stand for (integer - zero point) * scale, with one scale and one zero point for
-  // `block_size` outputs of an input.
-  const float* scales;      // [inputs, blocks]
-  const void* zero_points;  // [inputs, blocks], stored like `data`; null where all are 0
-  size_t block_size;        // a power of two, kSmallestBlock or more
-  size_t blocks;            // outputs / block_size, rounded up
+  // `block_size` inputs of an output.
+  const void* scales;       // [inputs / block_size, rounded up; outputs], float32 or float16
+  const void* zero_points;  // the same; null where all are `zero_point`
+  float zero_point;
+  bool half_scales;   // scales and zero points are float16
+  size_t block_size;  // a power of two, kSmallestBlock or more
 };
 constexpr size_t kSmallestBlock = 16;
 

@@ -320,16 +320,16 @@ struct ProductCall {
   size_t tokens = 0;
   size_t inputs = 0;
   Weight weight{};
-  std::vector<float> values, bias, token_shift, offset, scales;
-  std::vector<uint8_t> data, zero_points;
+  std::vector<float> values, bias, token_shift, offset;
+  std::vector<uint8_t> data, scales, zero_points;
 };
 
 ProductCall product_call(FuzzedDataProvider& data, WeightType type) {
   ProductCall call;
   Weight& weight = call.weight;
   weight.type = type;
-  const bool quantized = type >= WeightType::kInt8;
-  const bool nibbles = type >= WeightType::kInt4;
+  const bool quantized = type >= WeightType::kUInt8;
+  const bool nibbles = type == WeightType::kUInt4;
   call.tokens =
       data.ConsumeBool() ? data.ConsumeIntegralInRange<size_t>(1, 12) : data.ConsumeIntegralInRange<size_t>(1, 80);
   call.inputs = data.ConsumeIntegralInRange<size_t>(1, data.ConsumeIntegralInRange(0, 7) == 0 ? 2500 : 200);
@@ -368,37 +368,63 @@ ProductCall product_call(FuzzedDataProvider& data, WeightType type) {
     return call;
   }
   weight.block_size = block_size;
-  weight.blocks = (weight.outputs + block_size - 1) / block_size;
-  call.scales.resize(call.inputs * weight.blocks);
-  for (float& scale : call.scales) scale = numbers.moderate();
+  weight.half_scales = (numbers.bits() & 1u) != 0;
+  const size_t blocks = (call.inputs + block_size - 1) / block_size * weight.outputs;
+  const auto store = [&](float number, std::vector<uint8_t>& bytes, size_t index) {
+    if (weight.half_scales) {  // of -1 to 1
+      const auto half = static_cast<uint16_t>((numbers.bits() & 0x83ffu) | (numbers.bits() % 16) << 10);
+      std::memcpy(bytes.data() + 2 * index, &half, sizeof half);
+    } else {
+      std::memcpy(bytes.data() + 4 * index, &number, sizeof number);
+    }
+  };
+  call.scales.resize(blocks * (weight.half_scales ? 2 : 4));
+  for (size_t i = 0; i < blocks; ++i) store(numbers.moderate(), call.scales, i);
   weight.scales = call.scales.data();
+  weight.zero_point = static_cast<float>(numbers.bits() % 256);
   if (with_zero_points) {
-    call.zero_points.resize((call.scales.size() * bits + 7) / 8);
-    for (uint8_t& byte : call.zero_points) byte = static_cast<uint8_t>(numbers.bits());
+    call.zero_points.resize(call.scales.size());
+    const bool whole = numbers.bits() % 2 == 0;
+    for (size_t i = 0; i < blocks; ++i) {
+      const auto code = static_cast<float>(numbers.bits() % 256);
+      store(whole ? code : code / 7.0f, call.zero_points, i);
+    }
     weight.zero_points = call.zero_points.data();
   }
   return call;
 }
 
-// By how much a product of a quantized weight may change where activations are rounded to int8: in each block of
-// inputs, half a step of the grid that spans the largest value times scale, for every integer.
+// By how much a product of a quantized weight may change where activations are rounded to int8: in each group of
+// inputs, half a step of the grid that spans the largest value, for every integer.
 double rounding_error(const ProductCall& call, size_t token, size_t column) {
   const Weight& weight = call.weight;
+  const size_t group = std::min(weight.block_size, kBlockInputs);
   double error = 0;
-  for (size_t first = 0; first < call.inputs; first += kBlockInputs) {
+  for (size_t first = 0; first < call.inputs; first += group) {
     double largest = 0;
     double integers = 0;
-    for (size_t k = first; k < std::min(first + kBlockInputs, call.inputs); ++k) {
+    for (size_t k = first; k < std::min(first + group, call.inputs); ++k) {
       const auto value = static_cast<double>(call.values[token * call.inputs + k]);
       if (value == 0) continue;
-      const size_t block = k * weight.blocks + column / weight.block_size;
-      largest = std::max(largest, std::fabs(value * static_cast<double>(weight.scales[block])));
-      const double zero_point = weight.zero_points == nullptr ? 0 : slow::stored(weight, weight.zero_points, block);
-      integers += std::fabs(slow::stored(weight, weight.data, k * weight.outputs + column) - zero_point);
+      largest = std::max(largest, std::fabs(value));
+      integers += std::fabs(slow::weight_at(weight, k, column));
     }
     error += largest / 254 * (1 + 1e-4) * integers;
   }
   return error;
+}
+
+// By how much its float32 sums may be off besides: integers and zero points are added up apart from each other.
+double difference_error(const ProductCall& call, size_t token, size_t column) {
+  const Weight& weight = call.weight;
+  double magnitude = 0;
+  for (size_t k = 0; k < call.inputs; ++k) {
+    const auto value = std::fabs(static_cast<double>(call.values[token * call.inputs + k]));
+    const double integer = slow::stored(weight, weight.data, k * weight.outputs + column);
+    const double number = integer + std::fabs(slow::zero_point_at(weight, k, column));
+    magnitude += value * number * std::fabs(slow::scale_at(weight, k, column));
+  }
+  return magnitude * 8 * 0x1p-23;
 }
 
 void check_product(const ProductCall& call, const std::vector<float>& y, bool shifted, bool int8, const char* by) {
@@ -415,6 +441,7 @@ void check_product(const ProductCall& call, const std::vector<float>& y, bool sh
       }
       // value times scale may underflow on the way
       if (call.weight.block_size != 0) sum.allow(static_cast<double>(call.inputs) * 512 * 0x1p-149);
+      if (call.weight.block_size != 0) sum.allow(difference_error(call, t, c));
       if (int8 && call.weight.block_size != 0) sum.allow(rounding_error(call, t, c));
       const float found = y[t * call.weight.outputs + c];
       if (sum.is(found)) continue;

@@ -69,10 +69,10 @@ std::vector<Case> make_cases() {
     for (const int64_t level : {0, 4}) {
       cases.push_back(
           {"NMSparseMatMulNBits",
-           ort::kInt8,
+           ort::kUInt8,
            {{"block_size", 32}, {"accuracy_level", level}},
-           {floats({tokens, 256}, random), bytes({256, 1200}, random), floats({256, 38}, random),
-            bytes({256, 38}, random), floats({1200}, random), floats({tokens, 1}, random), floats({1200}, random)},
+           {floats({tokens, 256}, random), bytes({256, 1200}, random), floats({8, 1200}, random),
+            floats({8, 1200}, random), floats({1200}, random), floats({tokens, 1}, random), floats({1200}, random)},
            {}});
     }
   }

@@ -19,7 +19,7 @@ using namespace nm_export;
 
 constexpr size_t kBytesOfCopies = size_t{64} << 20;
 constexpr size_t kBlockSize = 32;
-constexpr const char* kTypes[kWeightTypes] = {"float32", "float16", "bfloat16", "int8", "uint8", "int4", "uint4"};
+constexpr const char* kTypes[kWeightTypes] = {"float32", "float16", "bfloat16", "uint8", "uint4"};
 
 template <class Body>
 double median_microseconds(Body body) {
@@ -54,7 +54,7 @@ int main(int argc, char** argv) {
   std::mt19937 random(0);
   std::vector<float> values(tokens * inputs), zeros(std::max(outputs, tokens)), y(tokens * outputs);
   for (float& value : values) value = random() % 2 == 0 ? 0.0f : std::normal_distribution<float>()(random);
-  const std::vector<float> scales(inputs * outputs / kBlockSize, 0.01f);
+  const std::vector<float> scales((inputs + kBlockSize - 1) / kBlockSize * outputs, 0.01f);
   CallBuffers call_buffers;
   WorkerBuffers worker_buffers;
 
@@ -70,7 +70,7 @@ int main(int argc, char** argv) {
     if (is_quantized(type)) {
       product.weight.scales = scales.data();
       product.weight.block_size = kBlockSize;
-      product.weight.blocks = outputs / kBlockSize;
+      product.weight.zero_point = 8;
     }
     product.values = values.data();
     product.bias = product.token_shift = product.offset = zeros.data();

@@ -181,7 +181,7 @@ Node::Node(const char* name, ElementType first, ElementType second, std::map<std
   check(RegisterCustomOps(&options, &base));
   for (const CustomOp* op : options.operators) {
     if (std::strcmp(op->GetName(op), name) != 0) continue;
-    if (op->GetInputType(op, 0) == first && op->GetInputType(op, 1) == second) op_ = op;
+    if (op_ == nullptr && op->GetInputType(op, 0) == first && op->GetInputType(op, 1) == second) op_ = op;
   }
   if (op_ == nullptr) fail(std::string("no operator ") + name);
   const KernelInfo info{std::move(attributes)};

@@ -133,23 +133,32 @@ inline double stored(const Weight& weight, const void* data, size_t index) {
     case WeightType::kBFloat16:
       std::memcpy(&half, bytes + 2 * index, sizeof half);
       return weight.type == WeightType::kFloat16 ? value_of(Float16{half}) : value_of(BFloat16{half});
-    case WeightType::kInt8:
-      return bytes[index] < 128 ? bytes[index] : bytes[index] - 256;
     case WeightType::kUInt8:
       return bytes[index];
-    default: {
-      const int integer = index % 2 == 0 ? bytes[index / 2] & 15 : bytes[index / 2] >> 4;
-      return weight.type == WeightType::kInt4 && integer > 7 ? integer - 16 : integer;
-    }
+    default:
+      return index % 2 == 0 ? bytes[index / 2] & 15 : bytes[index / 2] >> 4;
   }
 }
 
-inline double weight_at(const Weight& weight, size_t input, size_t output) {
-  const double number = stored(weight, weight.data, input * weight.outputs + output);
+// A scale or zero point.
+inline double number_at(const Weight& weight, const void* data, size_t index) {
+  if (weight.half_scales) return value_of(static_cast<const Float16*>(data)[index]);
+  return value_of(static_cast<const float*>(data)[index]);
+}
+
+inline double scale_at(const Weight& weight, size_t channel, size_t column) {
+  return number_at(weight, weight.scales, channel / weight.block_size * weight.outputs + column);
+}
+
+inline double zero_point_at(const Weight& weight, size_t channel, size_t column) {
+  if (weight.zero_points == nullptr) return static_cast<double>(weight.zero_point);
+  return number_at(weight, weight.zero_points, channel / weight.block_size * weight.outputs + column);
+}
+
+inline double weight_at(const Weight& weight, size_t channel, size_t column) {
+  const double number = stored(weight, weight.data, channel * weight.outputs + column);
   if (weight.block_size == 0) return number;
-  const size_t block = input * weight.blocks + output / weight.block_size;
-  const double zero_point = weight.zero_points == nullptr ? 0 : stored(weight, weight.zero_points, block);
-  return static_cast<double>(weight.scales[block]) * (number - zero_point);
+  return scale_at(weight, channel, column) * (number - zero_point_at(weight, channel, column));
 }
 
 // Sums what a product adds up, and what float32 may make of it.

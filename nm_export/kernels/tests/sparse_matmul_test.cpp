@@ -36,10 +36,13 @@ void store(float value, WeightType type, unsigned char* target) {
   std::memcpy(target, &half, sizeof half);
 }
 
-void add_scales(Weight& weight, const std::vector<float>& scales, size_t block_size) {
-  weight.scales = scales.data();
-  weight.block_size = block_size;
-  weight.blocks = (weight.outputs + block_size - 1) / block_size;
+// The scales or zero points of a weight, stored as it says.
+std::vector<unsigned char> stored_numbers(const Weight& weight, const std::vector<float>& numbers) {
+  const WeightType type = weight.half_scales ? WeightType::kFloat16 : WeightType::kFloat32;
+  const size_t size = weight.half_scales ? 2 : 4;
+  std::vector<unsigned char> bytes(numbers.size() * size);
+  for (size_t i = 0; i < numbers.size(); ++i) store(numbers[i], type, bytes.data() + i * size);
+  return bytes;
 }
 
 const Algorithm& any_candidate(const InstructionSet& isa, const SparseProduct& product, std::mt19937& random) {
@@ -99,63 +102,70 @@ void test_product(const InstructionSet& isa, std::mt19937& random) {
   }
 }
 
-// Weights of 8 and 4 bits, with activations that are rounded to int8: docs/semantics.md once more, one block at a time.
+// Quantized weights with activations that are rounded to int8: docs/semantics.md once more, one group at a time.
 void test_int8_activations(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
-  const auto type = static_cast<WeightType>(static_cast<size_t>(WeightType::kInt8) + random() % 4);
-  const bool is_signed = type == WeightType::kInt8 || type == WeightType::kInt4;
-  const size_t bits = type == WeightType::kInt8 || type == WeightType::kUInt8 ? 8 : 4;
-  const size_t tokens = up_to(isa.int8->packed != nullptr && random() % 3 == 0 ? 40 : 8);
+  const auto type = random() % 2 == 0 ? WeightType::kUInt8 : WeightType::kUInt4;
+  const size_t bits = type == WeightType::kUInt8 ? 8 : 4;
+  const size_t tokens = up_to(isa.int8->packed != nullptr && random() % 3 == 0 ? 40 : 16);
   const bool is_deep = random() % 4 == 0;
   const size_t inputs = up_to(is_deep ? 3000 : 200);
   const size_t outputs = 2 * up_to(!is_deep && random() % 4 == 0 ? 1500 : 150);
   const size_t block_size = kSmallestBlock << random() % 5;
-  const size_t blocks = (outputs + block_size - 1) / block_size;
+  const size_t blocks = (inputs + block_size - 1) / block_size;
+  const size_t group = std::min(block_size, kBlockInputs);
+  const size_t dropped = random() % 4;  // of four inputs
 
-  std::vector<uint8_t> weights(inputs * outputs * bits / 8), zero_points((inputs * blocks * bits + 7) / 8);
-  for (std::vector<uint8_t>* vector : {&weights, &zero_points}) {
-    for (uint8_t& byte : *vector) byte = static_cast<uint8_t>(random());
-  }
-  std::vector<float> values(tokens * inputs), scales(inputs * blocks), zeros(std::max(outputs, tokens));
-  std::vector<float> y(tokens * outputs);
-  for (float& value : values) value = random() % 2 == 0 ? 0.0f : small_number(random);
+  std::vector<uint8_t> integers(inputs * outputs * bits / 8);
+  for (uint8_t& byte : integers) byte = static_cast<uint8_t>(random());
+  std::vector<float> values(tokens * inputs), scales(blocks * outputs), zero_points(blocks * outputs);
+  std::vector<float> zeros(std::max(outputs, tokens)), y(tokens * outputs);
+  for (float& value : values) value = random() % 4 < dropped ? 0.0f : small_number(random);
   for (float& scale : scales) scale = small_number(random);
+  for (float& zero_point : zero_points) zero_point = small_number(random);
 
   Weight weight{};
   weight.type = type;
-  weight.data = weights.data();
+  weight.data = integers.data();
   weight.outputs = outputs;
-  add_scales(weight, scales, block_size);
-  weight.zero_points = random() % 2 == 0 ? zero_points.data() : nullptr;
+  weight.block_size = block_size;
+  weight.half_scales = random() % 2 == 0;
+  weight.zero_point = static_cast<float>(random() % 256);
+  const std::vector<unsigned char> stored_scales = stored_numbers(weight, scales);
+  const std::vector<unsigned char> stored_zero_points = stored_numbers(weight, zero_points);
+  weight.scales = stored_scales.data();
+  weight.zero_points = random() % 2 == 0 ? stored_zero_points.data() : nullptr;
   const SparseProduct product{weight,   values.data(), zeros.data(), zeros.data(), zeros.data(),
                               y.data(), tokens,        inputs,       true};
   multiply(isa, product, any_candidate(isa, product, random), up_to(20));
 
-  const auto integer_at = [&](const std::vector<uint8_t>& bytes, size_t index) {
-    const int stored = bits == 8 ? bytes[index] : bytes[index / 2] >> (index % 2 * 4) & 15;
-    return is_signed && stored >= 1 << (bits - 1) ? stored - (1 << bits) : stored;
+  const auto integer = [&](size_t index) {
+    return bits == 8 ? integers[index] : integers[index / 2] >> (index % 2 * 4) & 15;
   };
   for (size_t t = 0; t < tokens; ++t) {
     for (size_t c = 0; c < outputs; ++c) {
       double sum = 0;
       double magnitude = 0;
-      for (size_t first = 0; first < inputs; first += kBlockInputs) {
-        const size_t last = std::min(first + kBlockInputs, inputs);
-        const auto scaled = [&](size_t k) { return values[t * inputs + k] * scales[k * blocks + c / block_size]; };
+      for (size_t first = 0; first < inputs; first += group) {
+        const size_t last = std::min(first + group, inputs);
+        const float* x = values.data() + t * inputs;
         float largest = 0;
-        for (size_t k = first; k < last; ++k) largest = std::max(largest, std::fabs(scaled(k)));
+        for (size_t k = first; k < last; ++k) largest = std::max(largest, std::fabs(x[k]));
         if (largest == 0.0f) continue;
         const float reciprocal = 127.0f / largest;
-        int integers = 0;
+        int of_integers = 0;
+        int of_activations = 0;
         for (size_t k = first; k < last; ++k) {
-          const int zero_point =
-              weight.zero_points == nullptr ? 0 : integer_at(zero_points, k * blocks + c / block_size);
-          const auto rounded = static_cast<int>(std::nearbyint(scaled(k) * reciprocal));
-          integers += rounded * (integer_at(weights, k * outputs + c) - zero_point);
+          const auto rounded = static_cast<int>(std::nearbyint(x[k] * reciprocal));
+          of_integers += rounded * integer(k * outputs + c);
+          of_activations += rounded;
         }
-        const double part = static_cast<double>(largest / 127.0f) * integers;
-        sum += part;
-        magnitude += std::fabs(part);
+        const size_t at = first / block_size * outputs + c;
+        const auto zero_point =
+            static_cast<double>(weight.zero_points == nullptr ? weight.zero_point : zero_points[at]);
+        const double factor = static_cast<double>(largest / 127.0f) * static_cast<double>(scales[at]);
+        sum += factor * (of_integers - zero_point * of_activations);
+        magnitude += std::fabs(factor) * (std::fabs(of_integers) + std::fabs(zero_point * of_activations));
       }
       if (!(std::fabs(sum - static_cast<double>(y[t * outputs + c])) <= 1e-6 * magnitude)) {
         std::fprintf(stderr, "wrong with %s, %zu tokens, K = %zu, O = %zu, weight type %d, blocks of %zu\n", isa.name,
@@ -169,22 +179,22 @@ void test_int8_activations(const InstructionSet& isa, std::mt19937& random) {
 // The result does not depend on the number of workers and on the algorithm, which are chosen by time.
 void test_candidates(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
-  const auto type = static_cast<WeightType>(random() % 7);
+  const auto type = static_cast<WeightType>(random() % kWeightTypes);
   const size_t tokens = up_to(random() % 2 == 0 ? 4 : 40);
   const bool is_deep = random() % 2 == 0;
   const size_t inputs = up_to(is_deep ? 3000 : 300);
   const size_t outputs = 2 * up_to(is_deep ? 200 : 2000);
   const size_t block_size = kSmallestBlock << random() % 5;
-  const size_t blocks = (outputs + block_size - 1) / block_size;
+  const size_t blocks = (inputs + block_size - 1) / block_size;
   std::normal_distribution<float> normal;
   const auto fill = [&](std::vector<float>& numbers) {
     for (float& number : numbers) number = normal(random);
   };
 
-  std::vector<float> weight(inputs * outputs), values(tokens * inputs), scales(inputs * blocks);
+  std::vector<float> weight(inputs * outputs), values(tokens * inputs), scales(blocks * outputs);
   std::vector<float> bias(outputs), offset(outputs), token_shift(tokens);
   std::vector<unsigned char> stored(weight.size() * sizeof(float));
-  const bool is_float = type <= WeightType::kBFloat16;
+  const bool is_float = !is_quantized(type);
   for (size_t i = 0; is_float && i < weight.size(); ++i) {
     const float number = type == WeightType::kFloat32 ? normal(random) : small_number(random);
     store(number, type, stored.data() + i * (type == WeightType::kFloat32 ? 4 : 2));
@@ -200,7 +210,11 @@ void test_candidates(const InstructionSet& isa, std::mt19937& random) {
   matrix.type = type;
   matrix.data = stored.data();
   matrix.outputs = outputs;
-  if (!is_float) add_scales(matrix, scales, block_size);
+  if (!is_float) {
+    matrix.scales = scales.data();
+    matrix.zero_point = 8;
+    matrix.block_size = block_size;
+  }
   const auto product_by = [&](size_t candidate, size_t workers) {
     std::vector<float> y(tokens * outputs);
     const SparseProduct product{matrix,   values.data(), bias.data(), token_shift.data(), offset.data(),

@@ -26,6 +26,12 @@ void require(bool holds, const char* what) {
 
 bool same(float a, float b) { return bits_of(a) == bits_of(b) || (a != a && b != b); }
 
+// Number n of integers without sign.
+template <size_t kBits>
+int integer(const uint8_t* bytes, int n) {
+  return kBits == 8 ? bytes[n] : bytes[n / 2] >> (n % 2 * 4) & 15;
+}
+
 // Numbers of all kinds, so long that every pair of kinds meets in some lane.
 constexpr int kCount = 64 * 16;
 struct Numbers {
@@ -300,70 +306,75 @@ void check_bits(const Numbers& x) {
   }
 }
 
-template <class Vector, bool kSigned>
-void check_bytes(const Numbers& x) {
-  for (int at = 0; at < kCount; at += kWidth) {
-    const auto bytes = Vector::template load_bytes<kSigned>(x.bytes + at);
-    int32_t whole[kWidth], low[kWidth], high[kWidth];
-    Vector::store_int(whole, bytes);
-    Vector::store_int(low, Vector::template low_four<kSigned>(bytes));
-    Vector::store_int(high, Vector::template high_four<kSigned>(bytes));
-    const auto extended = [](int value, int bits) {
-      return kSigned && value >> (bits - 1) ? value - (1 << bits) : value;
-    };
-    for (int n = 0; n < kWidth; ++n) {
-      const int byte = x.bytes[at + n];
-      require(whole[n] == extended(byte, 8), "load_bytes");
-      require(low[n] == extended(byte & 15, 4), "low_four");
-      require(high[n] == extended(byte >> 4, 4), "high_four");
+template <class Vector, size_t kBits>
+void check_integers(const Numbers& x) {
+  for (int at = 0; at + kWidth <= kCount; at += kWidth) {
+    float found[kWidth];
+    Vector::store(found, Vector::template integers<kBits>(x.bytes + at));
+    for (int n = 0; n < kWidth; ++n)
+      require(found[n] == static_cast<float>(integer<kBits>(x.bytes + at, n)), "integers");
+  }
+}
+
+// Sums of as many dot4s as a block of inputs has, in the extreme too: what is added on the way must not overflow.
+template <class Vector, size_t kBits>
+void check_dot4_sums(const Numbers& x) {
+  using Sums = typename Vector::template Dot4Sums<kBits>;
+  constexpr int kOutputs = static_cast<int>(Sums::kOutputs);
+  constexpr int kBytes = kOutputs * static_cast<int>(kBits) / 8;
+  constexpr size_t kDot4s = 16;
+  for (int round = 0; round < 8; ++round) {
+    const int some = Vector::kLoadsFew && round % 2 == 1 ? 5 : kBytes;
+    uint8_t rows[kDot4s][4][kBytes];
+    Sums sums;
+    int expected[kOutputs] = {};
+    for (size_t q = 0; q < kDot4s; ++q) {
+      const uint8_t* row[4];
+      uint32_t dot4 = 0;
+      for (int r = 0; r < 4; ++r) {
+        for (int n = 0; n < kBytes; ++n) {
+          rows[q][r][n] = round < 2 ? 255 : x.bytes[(static_cast<int>(q) * 61 + r * 17 + round * 113 + n) % kCount];
+        }
+        const int any = static_cast<int>(x.bytes[q * 4 + static_cast<size_t>(r + round * 64)]) - 128;
+        const int activation = round < 2 ? (round == 0 ? 127 : -127) : any == -128 ? 0 : any;
+        dot4 |= (static_cast<uint32_t>(activation) & 0xffu) << (8 * r);
+        for (int n = 0; n < some * 8 / static_cast<int>(kBits); ++n) {
+          expected[n] += activation * integer<kBits>(rows[q][r], n);
+        }
+        row[r] = rows[q][r] - 3;
+      }
+      const uint32_t pairs[2] = {(dot4 & 0xffffu) * 0x10001u, (dot4 >> 16) * 0x10001u};
+      sums.add(row, 3, static_cast<size_t>(some), dot4, pairs);
+      if ((q + 1) % Sums::kMostAdds == 0) sums.widen();
     }
+    sums.widen();
+    typename Vector::Int v[kOutputs / kWidth];
+    int32_t found[kOutputs];
+    sums.in_order(v);
+    for (int i = 0; i < kOutputs / kWidth; ++i) Vector::store_int(found + i * kWidth, v[i]);
+    for (int n = 0; n < kOutputs; ++n) require(found[n] == expected[n], "Dot4Sums");
   }
 }
 
 template <class Vector>
-void check_conversions(const Numbers& x) {
-  if constexpr (Vector::kConvertsBytes) {
-    check_bytes<Vector, true>(x);
-    check_bytes<Vector, false>(x);
-    each(
-        "to_float", [&](int at) { return Vector::to_float(Vector::load_int(x.i + at)); },
-        [&](int n) { return static_cast<float>(x.i[n]); });
-    typename Vector::Float low, high, even, odd;
-    Vector::zip(Vector::load(x.a), Vector::load(x.b), low, high);
-    Vector::unzip(low, high, even, odd);
-    float zipped[2 * kWidth], evens[kWidth], odds[kWidth];
-    Vector::store(zipped, low);
-    Vector::store(zipped + kWidth, high);
-    Vector::store(evens, even);
-    Vector::store(odds, odd);
-    for (int n = 0; n < kWidth; ++n) {
-      require(same(zipped[2 * n], x.a[n]) && same(zipped[2 * n + 1], x.b[n]), "zip");
-      require(same(evens[n], x.a[n]) && same(odds[n], x.b[n]), "unzip");
-    }
+void check_few(const Numbers& x) {
+  Float16 halves[kWidth];
+  float of_halves[kWidth];
+  for (int n = 0; n < kWidth; ++n) {
+    halves[n].bits = static_cast<uint16_t>(0x3c00 + 7 * n);
+    of_halves[n] = Vector::one(halves + n);
   }
-}
-
-template <class Vector, size_t kBits>
-void check_dot4(const Numbers& x) {
-  constexpr int kBytes = 4 * kWidth;
-  const uint8_t mask = kBits == 8 ? 255 : 15;
-  for (int at = 0; at + 2 * kBytes <= kCount; at += kBytes) {
-    uint8_t weights[kBytes];
-    int8_t activations[kBytes];
-    for (int n = 0; n < kBytes; ++n) {
-      // Extremes too: sums of pairs of 16 bits must not saturate.
-      weights[n] = at == 0 ? mask : x.bytes[at + n] & mask;
-      const int any = static_cast<int>(x.bytes[at + kBytes + n]) - 128;
-      activations[n] = static_cast<int8_t>(at == 0 ? (n / 4 % 2 == 0 ? 127 : -127) : any == -128 ? 0 : any);
-    }
-    int32_t numbers[kWidth], found[kWidth];
-    memcpy(numbers, activations, sizeof numbers);
-    const auto w = Vector::load_quantized(weights, kBytes);
-    Vector::store_int(found, Vector::template dot4<kBits>(Vector::broadcast_int(5), w, Vector::load_int(numbers)));
+  for (int count = 0; count <= kWidth; ++count) {
+    float found[kWidth], found_halves[kWidth], stored[kWidth];
+    const auto few = static_cast<size_t>(count);
+    Vector::store(found, Vector::load_few(x.b, few));
+    Vector::store(found_halves, Vector::load_few(halves, few));
+    for (float& number : stored) number = 7.0f;
+    Vector::store_few(stored, few, Vector::load(x.b));
     for (int n = 0; n < kWidth; ++n) {
-      int sum = 5;
-      for (int k = 0; k < 4; ++k) sum += weights[4 * n + k] * activations[4 * n + k];
-      require(found[n] == sum, "dot4");
+      require(same(found[n], n < count ? x.b[n] : 0.0f), "load_few");
+      require(same(found_halves[n], n < count ? of_halves[n] : 0.0f), "load_few of float16");
+      require(same(stored[n], n < count ? x.b[n] : 7.0f), "store_few");
     }
   }
 }
@@ -371,75 +382,12 @@ void check_dot4(const Numbers& x) {
 template <class Vector>
 void check_dots(const Numbers& x) {
   if constexpr (Vector::kDots4) {
-    constexpr int kBytes = 4 * kWidth;
-    constexpr int kParts = kWidth / 4;
-    check_dot4<Vector, 8>(x);
-    check_dot4<Vector, 4>(x);
-    typename Vector::Int rows[4], v[4];
-    for (int r = 0; r < 4; ++r) rows[r] = Vector::load_quantized(x.bytes + r * kBytes, kBytes);
-    Vector::interleave(rows, v);
-    for (int i = 0; i < 4; ++i) {
-      int32_t found[kWidth];
-      Vector::store_int(found, v[i]);
-      for (int n = 0; n < kWidth; ++n) {
-        const int byte = 16 * (n / 4) + 4 * i + n % 4;
-        uint32_t four = 0;
-        for (int r = 0; r < 4; ++r) four |= static_cast<uint32_t>(x.bytes[r * kBytes + byte]) << (8 * r);
-        require(static_cast<uint32_t>(found[n]) == four, "interleave");
-      }
-    }
-    if constexpr (Vector::kLoadsFewBytes) {
-      uint8_t few[kBytes];
-      int32_t as_int[kWidth];
-      Vector::store_int(as_int, Vector::load_quantized(x.bytes, 5));
-      memcpy(few, as_int, sizeof few);
-      for (int n = 0; n < kBytes; ++n) require(few[n] == (n < 5 ? x.bytes[n] : 0), "load_quantized of few bytes");
-    }
-    const auto flip = Vector::broadcast_int(0x08080808);
-    const uint32_t flipped = Vector::kFlipsNibbles ? 0x08080808u : 0;
-    each_int(
-        "nibbles", [&](int at) { return Vector::nibbles(Vector::load_int(x.i + at), flip); },
-        [&](int n) { return static_cast<int32_t>((static_cast<uint32_t>(x.i[n]) ^ flipped) & 0x0f0f0f0fu); });
-    each_int(
-        "high_nibbles", [&](int at) { return Vector::high_nibbles(Vector::load_int(x.i + at), flip); },
-        [&](int n) { return static_cast<int32_t>((static_cast<uint32_t>(x.i[n]) >> 4 ^ flipped) & 0x0f0f0f0fu); });
-    constexpr size_t kSizes[] = {16, 32, 64, 256};
-    for (const size_t size : kSizes) {
-      int32_t found[kWidth];
-      Vector::store_int(found, Vector::blocks_of(32, 16, size));
-      for (int n = 0; n < kWidth; ++n) {
-        require(found[n] == (16 + n / 4 * 32) / static_cast<int>(size), "blocks_of");
-      }
-    }
-    int32_t index[kWidth], looked_up[kWidth];
-    for (int n = 0; n < kWidth; ++n) index[n] = (n * 5 + 3) % kWidth;
-    Vector::store_int(looked_up, Vector::look_up(x.a, Vector::load_int(index)));
-    for (int n = 0; n < kWidth; ++n) require(looked_up[n] == bits_of(x.a[index[n]]), "look_up");
     each(
-        "bits_to_float", [&](int at) { return Vector::bits_to_float(Vector::load_int(x.i + at)); },
-        [&](int n) { return float_of(static_cast<uint32_t>(x.i[n])); });
-    typename Vector::Float low, high;
-    Vector::zip_parts(Vector::load(x.a), Vector::load(x.b), low, high);
-    float low_part[kWidth], high_part[kWidth];
-    Vector::store(low_part, low);
-    Vector::store(high_part, high);
-    for (int n = 0; n < kWidth; ++n) {
-      const float* source = n % 2 == 0 ? x.a : x.b;
-      require(same(low_part[n], source[n / 4 * 4 + n % 4 / 2]), "zip_parts, low");
-      require(same(high_part[n], source[n / 4 * 4 + 2 + n % 4 / 2]), "zip_parts, high");
-    }
-    typename Vector::Float sums[4];
-    float y[kParts * 32];
-    for (float& number : y) number = 1.0f;
-    for (int i = 0; i < 4; ++i) {
-      float numbers[kWidth];
-      for (int n = 0; n < kWidth; ++n) numbers[n] = static_cast<float>(100 * (n / 4) + 4 * i + n % 4);
-      sums[i] = Vector::load(numbers);
-    }
-    Vector::add_parts(y, 32, sums);
-    for (int n = 0; n < kParts * 32; ++n) {
-      require(y[n] == (n % 32 < 16 ? static_cast<float>(100 * (n / 32) + n % 32 + 1) : 1.0f), "add_parts");
-    }
+        "to_float", [&](int at) { return Vector::to_float(Vector::load_int(x.i + at)); },
+        [&](int n) { return static_cast<float>(x.i[n]); });
+    check_dot4_sums<Vector, 8>(x);
+    check_dot4_sums<Vector, 4>(x);
+    if constexpr (Vector::kLoadsFew) check_few<Vector>(x);
   }
 }
 
@@ -454,7 +402,8 @@ int vector_checks() {
   check_int(numbers);
   check_double(numbers);
   check_bits<V>(numbers);
-  check_conversions<V>(numbers);
+  check_integers<V, 8>(numbers);
+  check_integers<V, 4>(numbers);
   check_dots<V>(numbers);
   return failures;
 }

@@ -3,7 +3,7 @@
 MatMul(values, W) ── Add(b)          becomes          NMSparseMatMulNBits(values, codes, scales, zero_points,
                                                                           b + bias, token_shift, offset)
 
-    W ~ (codes - zero_points) * scales          blocks along the outputs
+    W ~ (codes - zero_points) * scales          blocks along the inputs
 
 `offset` and `bias` stay those of the float weights: what a shift gives back is free of quantization error.
 """
@@ -43,23 +43,14 @@ def quantized_product(
         quantized = quantize_blocks(weight, format)
     except ValueError as error:
         raise NMExportError(f"{linear.name} cannot be quantized: {error}.") from error
-    types = {
-        (8, True): TensorProto.INT8,
-        (8, False): TensorProto.UINT8,
-        (4, True): TensorProto.INT4,
-        (4, False): TensorProto.UINT4,
-    }
-    dtype = types[format.bits, format.symmetric]
-
-    def add(name: str, numbers: np.ndarray) -> str:
-        return editor.add_tensor(name, pack(numbers, format.bits), dtype, numbers.shape)
-
-    codes = add(f"{name}_Q{format.bits}", quantized.codes)
-    scales = editor.add_constant(f"{name}_scales", quantized.scales)
-    if format.symmetric:  # zeros, stored once a shape
-        zeros = add("nm_export.zero_points_{}_{}".format(*quantized.scales.shape), quantized.zero_points)
-    else:
-        zeros = add(f"{name}_zero_points", quantized.zero_points)
+    packed, shape = pack(quantized.codes, format.bits), quantized.codes.shape
+    dtype = TensorProto.UINT8 if format.bits == 8 else TensorProto.UINT4
+    codes = editor.add_tensor(f"{name}_Q{format.bits}", packed, dtype, shape)
+    scales = _add(editor, f"{name}_scales", quantized.scales)
+    zeros_name = f"{name}_zero_points"
+    if format.symmetric:  # one number, which all weights share
+        zeros_name = f"nm_export.zero_point_{quantized.zero_points[0]:g}_{quantized.zero_points.dtype}"
+    zeros = _add(editor, zeros_name, quantized.zero_points)
     editor.set_input(matmul, 1, codes)
     editor.drop_unread(name)
     y = sparse_product(editor, matmul, linear, selection)
@@ -70,6 +61,13 @@ def quantized_product(
     del matmul.input[2:]
     matmul.input.extend([scales, zeros, *tail])
     return y, quantized
+
+
+def _add(editor: GraphEditor, name: str, numbers: np.ndarray) -> str:
+    """Append a constant of the numbers' own dtype."""
+    from onnx import helper
+
+    return editor.add_tensor(name, numbers, helper.np_dtype_to_tensor_dtype(numbers.dtype), numbers.shape)
 
 
 def check_width(name: str, outputs: int, format: WeightFormat) -> None:

@@ -12,6 +12,7 @@ from nm_export.onnx.base_graph import build_base_graph
 from nm_export.onnx.insert import ROWS_KEY, insert_operators
 from nm_export.onnx.pruned_inputs import pruned_inputs
 from nm_export.onnx.quantize import WeightFormat, quantize_blocks
+from nm_export.onnx.stored_weights import stored_weights
 from tests.onnx.graphs import load
 from tests.onnx.tiny import METHODS, SIZES, sparse
 
@@ -33,7 +34,8 @@ def test_scaled_weight_float_offset(tokenizer_dir, tmp_path):
     codes, scales, zeros, bias, offset = (constants[node.input[i]] for i in (1, 2, 3, 4, 6))
     np.testing.assert_array_equal(codes, expected.codes)
     np.testing.assert_array_equal(scales, expected.scales)
-    assert not zeros.any()
+    assert scales.dtype == zeros.dtype == np.float16
+    assert zeros.tolist() == [128]
     np.testing.assert_allclose(bias, (module.bias + module.nm_bias).detach().numpy(), rtol=1e-6)
     np.testing.assert_allclose(offset, (module.nm_offset * module.nm_scale).numpy(), rtol=1e-6)
     assert node.input[5] == nodes["/model/layers.1/attn/NMTopK"].output[1]
@@ -53,12 +55,39 @@ def test_float_weights_leave_the_file(phase, tokenizer_dir, tmp_path):
     assert "MatMul" not in kinds
     assert {f.name for f in proto.functions} == {"NMTopK", "NMSparseMatMulNBits"}
     assert max(c.size for c in constants.values() if c.dtype == np.float32) == 128 * 8  # angles; no weight
+    assert {n: c.tolist() for n, c in constants.items() if "zero_point" in n} == {"nm_export.zero_point_8_float16": [8]}
     places = {t.name: {e.key: e.value for e in t.external_data} for t in proto.graph.initializer}
     assert not any(places.values())  # loaded
     stored = sum(c.nbytes // (2 if c.dtype.itemsize == 1 and "int4" in str(c.dtype) else 1) for c in constants.values())
     assert (tmp_path / "model.onnx.data").stat().st_size < stored + 4096 * len(constants)
-    zeros = {name for name in constants if "zero_points" in name}
-    assert len(zeros) == len({constants[name].shape for name in zeros})  # once a shape
+
+
+def test_zero_points_by_block(tokenizer_dir, tmp_path):
+    model, format = sparse(pattern="2:4"), WeightFormat(4, 32, symmetric=False)
+    _, nodes, constants = quantized(model, tokenizer_dir, tmp_path, format)
+    module = model.nm_modules()["model.layers.0.mlp.down_proj"]
+    expected = quantize_blocks(module.weight.detach().numpy().T, format)
+    node = nodes["/model/layers.0/mlp/down_proj/MatMul"]
+    codes, scales, zeros = (constants[node.input[i]] for i in (1, 2, 3))
+    np.testing.assert_array_equal(codes.astype(np.uint8), expected.codes)
+    np.testing.assert_array_equal(scales, expected.scales)
+    np.testing.assert_array_equal(zeros, expected.zero_points)
+    assert zeros.shape == scales.shape == (3, 64)
+    assert zeros.dtype == scales.dtype == np.float16
+
+
+def test_scales_that_float16_does_not_hold(tokenizer_dir, tmp_path):
+    model = sparse(pattern="2:4")
+    with torch.no_grad():
+        model.nm_modules()["model.layers.0.mlp.up_proj"].weight.mul_(1e-4)
+    path = export_onnx(model, tmp_path, tokenizer_dir=tokenizer_dir, precision="int4").model_path
+    _, nodes, constants = load(path)
+    for name, dtype in (("up", np.float32), ("gate", np.float16)):
+        node = nodes[f"/model/layers.0/mlp/{name}_proj/MatMul"]
+        assert constants[node.input[2]].dtype == constants[node.input[3]].dtype == dtype
+    stored = next(w for w in stored_weights(path) if w.module == "model.layers.0.mlp.up_proj")
+    own = model.nm_modules()[stored.module].weight.detach().numpy().T
+    assert np.linalg.norm(stored.weight - own) < 0.1 * np.linalg.norm(own)
 
 
 def test_an_odd_width_is_refused(tokenizer_dir, tmp_path, monkeypatch):
@@ -88,4 +117,4 @@ def test_a_weight_that_is_not_finite_is_named(tokenizer_dir, tmp_path):
 
 
 def test_sizes():
-    assert SIZES["intermediate_size"] % 32  # the last block of gate_proj and up_proj is shorter
+    assert SIZES["intermediate_size"] % 32  # the last block of down_proj is shorter

@@ -9,6 +9,6 @@ namespace nm_export {
 
 const SelectionKernels kAvx2Selection = selection_kernels<Avx2Vector>();
 const ProductKernels kAvx2Products = product_kernels<Avx2Vector>();
-const Int8Kernels kAvx2Int8 = int8_kernels<VectorInt8<Avx2Vector>>(nullptr);
+const Int8Kernels kAvx2Int8 = int8_kernels<Avx2Vector>(nullptr);
 
 }  // namespace nm_export

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <immintrin.h>
+#include <string.h>
 
+#include "isa/avx2/dot4_sums.h"
 #include "isa/vector_concept.h"
 #include "selection/score_key.h"
 
@@ -33,6 +35,19 @@ struct Avx2Vector {
   static Float broadcast(float value) { return _mm256_set1_ps(value); }
   static Int broadcast_int(int32_t value) { return _mm256_set1_epi32(value); }
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
+  static void prefetch_near(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
+  // Eight integers of 4 bits are one number of 32, from which every lane takes its own.
+  template <size_t kBits>
+  static Float integers(const uint8_t* source) {
+    if (kBits == 8) {
+      const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(source));
+      return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight));
+    }
+    int32_t all;
+    memcpy(&all, source, sizeof all);
+    const Int shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    return _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srlv_epi32(broadcast_int(all), shifts), broadcast_int(15)));
+  }
 
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
@@ -105,89 +120,14 @@ struct Avx2Vector {
   static constexpr bool kComparesToBits = false;
   static constexpr bool kCompresses = false;
 
-  static constexpr bool kConvertsBytes = true;
-  template <bool kSigned>
-  static Int load_bytes(const uint8_t* source) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(source));
-    return kSigned ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes);
-  }
-  static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
-  template <bool kSigned>
-  static Int low_four(Int bytes) {
-    if (kSigned) return _mm256_srai_epi32(_mm256_slli_epi32(bytes, 28), 28);
-    return _mm256_and_si256(bytes, broadcast_int(15));
-  }
-  template <bool kSigned>
-  static Int high_four(Int bytes) {
-    return kSigned ? _mm256_srai_epi32(bytes, 4) : _mm256_srli_epi32(bytes, 4);
-  }
-  static void zip(Float even, Float odd, Float& low, Float& high) {
-    const Float first = _mm256_unpacklo_ps(even, odd);
-    const Float second = _mm256_unpackhi_ps(even, odd);
-    low = _mm256_permute2f128_ps(first, second, 0x20);
-    high = _mm256_permute2f128_ps(first, second, 0x31);
-  }
-  static void unzip(Float low, Float high, Float& even, Float& odd) {
-    even = exchange_middle_quarters(_mm256_shuffle_ps(low, high, 0x88));
-    odd = exchange_middle_quarters(_mm256_shuffle_ps(low, high, 0xdd));
-  }
-
   static constexpr bool kDots4 = true;
-  static constexpr bool kLoadsFewBytes = false;
-  static Int load_quantized(const uint8_t* source, size_t) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
-  }
-  static Int xor_int(Int a, Int b) { return _mm256_xor_si256(a, b); }
-  static constexpr bool kFlipsNibbles = false;
-  static Int nibbles(Int v, Int) { return _mm256_and_si256(v, _mm256_set1_epi8(15)); }
-  static Int high_nibbles(Int v, Int flip) { return nibbles(_mm256_srli_epi16(v, 4), flip); }
-  static void interleave(const Int* row, Int* v) {
-    const Int low_01 = _mm256_unpacklo_epi8(row[0], row[1]);
-    const Int low_23 = _mm256_unpacklo_epi8(row[2], row[3]);
-    const Int high_01 = _mm256_unpackhi_epi8(row[0], row[1]);
-    const Int high_23 = _mm256_unpackhi_epi8(row[2], row[3]);
-    v[0] = _mm256_unpacklo_epi16(low_01, low_23);
-    v[1] = _mm256_unpackhi_epi16(low_01, low_23);
-    v[2] = _mm256_unpacklo_epi16(high_01, high_23);
-    v[3] = _mm256_unpackhi_epi16(high_01, high_23);
-  }
-  // Products are added in pairs of 16 bits, which must not saturate: weights of 8 bits are taken in two parts.
+  static Float to_float(Int v) { return _mm256_cvtepi32_ps(v); }
+  static constexpr bool kLoadsFew = false;
   template <size_t kBits>
-  static Int dot4(Int sums, Int weights, Int activations) {
-    const Int ones = _mm256_set1_epi16(1);
-    if (kBits == 4) return _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_maddubs_epi16(weights, activations), ones));
-    const Int top = _mm256_set1_epi8(-128);
-    const Int low = _mm256_maddubs_epi16(_mm256_andnot_si256(top, weights), activations);
-    const Int high = _mm256_maddubs_epi16(_mm256_and_si256(top, weights), activations);
-    const Int both = _mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones));
-    return _mm256_add_epi32(sums, both);
-  }
-  static Int blocks_of(size_t length, size_t first, size_t size) {
-    const auto low = static_cast<int>(first / size);
-    const auto high = static_cast<int>((length + first) / size);
-    return _mm256_setr_epi32(low, low, low, low, high, high, high, high);
-  }
-  static Int look_up(const void* numbers, Int index) {
-    return _mm256_permutevar8x32_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(numbers)), index);
-  }
-  static Float bits_to_float(Int v) { return _mm256_castsi256_ps(v); }
-  static void zip_parts(Float a, Float b, Float& low, Float& high) {
-    low = _mm256_unpacklo_ps(a, b);
-    high = _mm256_unpackhi_ps(a, b);
-  }
-  static void add_parts(float* y, size_t stride, const Float* v) {
-    for (size_t i = 0; i < 4; i += 2) {
-      add_to(y + i * 4, _mm256_permute2f128_ps(v[i], v[i + 1], 0x20));
-      add_to(y + stride + i * 4, _mm256_permute2f128_ps(v[i], v[i + 1], 0x31));
-    }
-  }
+  using Dot4Sums = Avx2Dot4Sums<kBits>;
 
  private:
   static __m128i load_halves(const void* source) { return _mm_loadu_si128(static_cast<const __m128i*>(source)); }
-  static Float exchange_middle_quarters(Float v) {
-    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8));
-  }
-  static void add_to(float* y, Float sums) { store(y, add(load(y), sums)); }
 };
 
 }  // namespace

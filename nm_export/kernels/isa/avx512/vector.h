@@ -2,7 +2,9 @@
 #pragma once
 
 #include <immintrin.h>
+#include <string.h>
 
+#include "isa/avx512/dot4_sums.h"
 #include "isa/vector_concept.h"
 #include "selection/score_key.h"
 
@@ -33,6 +35,19 @@ struct Avx512Vector {
   static Float broadcast(float value) { return _mm512_set1_ps(value); }
   static Int broadcast_int(int32_t value) { return _mm512_set1_epi32(value); }
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T1); }
+  static void prefetch_near(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
+  // Eight integers of 4 bits are one number of 32, from which every lane takes its own.
+  template <size_t kBits>
+  static Float integers(const uint8_t* source) {
+    if (kBits == 8) {
+      return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source))));
+    }
+    int32_t halves[2];
+    memcpy(halves, source, sizeof halves);
+    const Int all = _mm512_inserti64x4(broadcast_int(halves[0]), _mm256_set1_epi32(halves[1]), 1);
+    const Int shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srlv_epi32(all, shifts), broadcast_int(15)));
+  }
 
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
@@ -50,7 +65,6 @@ struct Avx512Vector {
 
   static Int add_int(Int a, Int b) { return _mm512_add_epi32(a, b); }
   static Int sub_int(Int a, Int b) { return _mm512_sub_epi32(a, b); }
-  static Int mul_int(Int a, Int b) { return _mm512_mullo_epi32(a, b); }
   static Int max_int(Int a, Int b) { return _mm512_max_epi32(a, b); }
   static Int min_int(Int a, Int b) { return _mm512_min_epi32(a, b); }
   static Mask greater(Int a, Int b) { return _mm512_cmpgt_epi32_mask(a, b); }
@@ -121,101 +135,21 @@ struct Avx512Vector {
   static Int compress_int(uint32_t bits, Int v) { return _mm512_maskz_compress_epi32(static_cast<Mask>(bits), v); }
   static Int first_integers() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
-  static constexpr bool kConvertsBytes = true;
-  template <bool kSigned>
-  static Int load_bytes(const uint8_t* source) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source));
-    return kSigned ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes);
-  }
-  static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
-  template <bool kSigned>
-  static Int low_four(Int bytes) {
-    if (kSigned) return _mm512_srai_epi32(_mm512_slli_epi32(bytes, 28), 28);
-    return _mm512_and_si512(bytes, broadcast_int(15));
-  }
-  template <bool kSigned>
-  static Int high_four(Int bytes) {
-    return kSigned ? _mm512_srai_epi32(bytes, 4) : _mm512_srli_epi32(bytes, 4);
-  }
-  static void zip(Float even, Float odd, Float& low, Float& high) {
-    const Int first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const Int second = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    low = _mm512_permutex2var_ps(even, first, odd);
-    high = _mm512_permutex2var_ps(even, second, odd);
-  }
-  static void unzip(Float low, Float high, Float& even, Float& odd) {
-    const Int evens = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const Int odds = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-    even = _mm512_permutex2var_ps(low, evens, high);
-    odd = _mm512_permutex2var_ps(low, odds, high);
-  }
-
   static constexpr bool kDots4 = true;
-  static constexpr bool kLoadsFewBytes = true;
-  static Int load_quantized(const uint8_t* source, size_t bytes) {
-    return _mm512_maskz_loadu_epi8(~uint64_t{0} >> (64 - bytes), source);
+  static Float to_float(Int v) { return _mm512_cvtepi32_ps(v); }
+  static constexpr bool kLoadsFew = true;
+  static Float load_few(const float* source, size_t count) { return _mm512_maskz_loadu_ps(first_lanes(count), source); }
+  static Float load_few(const Float16* source, size_t count) {
+    // Without AVX-512VL there are no masks for shorter vectors.
+    const Int halves = _mm512_maskz_loadu_epi16(first_lanes(count), source);
+    return _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
   }
-  static Int xor_int(Int a, Int b) { return _mm512_xor_si512(a, b); }
-  static constexpr bool kFlipsNibbles = true;
-  static Int nibbles(Int v, Int flip) { return _mm512_ternarylogic_epi32(v, flip, _mm512_set1_epi8(15), 0x28); }
-  static Int high_nibbles(Int v, Int flip) { return nibbles(_mm512_srli_epi16(v, 4), flip); }
-  static void interleave(const Int* row, Int* v) {
-    const Int low_01 = _mm512_unpacklo_epi8(row[0], row[1]);
-    const Int low_23 = _mm512_unpacklo_epi8(row[2], row[3]);
-    const Int high_01 = _mm512_unpackhi_epi8(row[0], row[1]);
-    const Int high_23 = _mm512_unpackhi_epi8(row[2], row[3]);
-    v[0] = _mm512_unpacklo_epi16(low_01, low_23);
-    v[1] = _mm512_unpackhi_epi16(low_01, low_23);
-    v[2] = _mm512_unpacklo_epi16(high_01, high_23);
-    v[3] = _mm512_unpackhi_epi16(high_01, high_23);
-  }
-  // Products are added in pairs of 16 bits, which must not saturate: weights of 8 bits are taken in two parts.
+  static void store_few(float* target, size_t count, Float v) { _mm512_mask_storeu_ps(target, first_lanes(count), v); }
   template <size_t kBits>
-  static Int dot4(Int sums, Int weights, Int activations) {
-    const Int ones = _mm512_set1_epi16(1);
-    if (kBits == 4) return _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_maddubs_epi16(weights, activations), ones));
-    const Int top = _mm512_set1_epi8(-128);
-    const Int low = _mm512_maddubs_epi16(_mm512_andnot_si512(top, weights), activations);
-    const Int high = _mm512_maddubs_epi16(_mm512_and_si512(top, weights), activations);
-    const Int both = _mm512_add_epi32(_mm512_madd_epi16(low, ones), _mm512_madd_epi16(high, ones));
-    return _mm512_add_epi32(sums, both);
-  }
-  static Int blocks_of(size_t length, size_t first, size_t size) {
-    const Int part = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    const Int start = _mm512_mullo_epi32(part, broadcast_int(static_cast<int>(length)));
-    const Int place = _mm512_add_epi32(start, broadcast_int(static_cast<int>(first)));
-    // The quotient of small numbers by a power of two.
-    const Float inverse = broadcast(1.0f / static_cast<float>(size));
-    return _mm512_cvttps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(place), inverse));
-  }
-  static Int look_up(const void* numbers, Int index) {
-    return _mm512_permutexvar_epi32(index, _mm512_loadu_si512(numbers));
-  }
-  static Float bits_to_float(Int v) { return _mm512_castsi512_ps(v); }
-  static void zip_parts(Float a, Float b, Float& low, Float& high) {
-    low = _mm512_unpacklo_ps(a, b);
-    high = _mm512_unpackhi_ps(a, b);
-  }
-  static void add_parts(float* y, size_t stride, const Float* v) {
-    Float gathered[4];
-    gather_parts(v, gathered);
-    for (size_t q = 0; q < 4; ++q) add_to(y + stride * q, gathered[q]);
-  }
-
-  // Vector q of `gathered` is part q of the four vectors in turn.
-  static void gather_parts(const Float* v, Float* gathered) {
-    const Float low_01 = _mm512_shuffle_f32x4(v[0], v[1], 0x44);
-    const Float low_23 = _mm512_shuffle_f32x4(v[2], v[3], 0x44);
-    const Float high_01 = _mm512_shuffle_f32x4(v[0], v[1], 0xee);
-    const Float high_23 = _mm512_shuffle_f32x4(v[2], v[3], 0xee);
-    gathered[0] = _mm512_shuffle_f32x4(low_01, low_23, 0x88);
-    gathered[1] = _mm512_shuffle_f32x4(low_01, low_23, 0xdd);
-    gathered[2] = _mm512_shuffle_f32x4(high_01, high_23, 0x88);
-    gathered[3] = _mm512_shuffle_f32x4(high_01, high_23, 0xdd);
-  }
-  static void add_to(float* y, Float sums) { store(y, add(load(y), sums)); }
+  using Dot4Sums = Avx512Dot4Sums<Avx512PairSums, kBits>;
 
  private:
+  static Mask first_lanes(size_t count) { return static_cast<Mask>((1u << count) - 1); }
   static __m256i load_halves(const void* source) { return _mm256_loadu_si256(static_cast<const __m256i*>(source)); }
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <arm_neon.h>
+#include <string.h>
 #ifdef _MSC_VER
 #include <intrin.h>
 #endif
@@ -36,10 +37,20 @@ struct NeonVector {
   static Float broadcast(float value) { return vdupq_n_f32(value); }
   static Int broadcast_int(int32_t value) { return vdupq_n_s32(value); }
 #ifdef _MSC_VER
-  static void prefetch(const void* at) { __prefetch2(at, 2); }  // PLDL2KEEP
+  static void prefetch(const void* at) { __prefetch2(at, 2); }       // PLDL2KEEP
+  static void prefetch_near(const void* at) { __prefetch2(at, 0); }  // PLDL1KEEP
 #else
   static void prefetch(const void* at) { __builtin_prefetch(at, 0, 2); }
+  static void prefetch_near(const void* at) { __builtin_prefetch(at); }
 #endif
+  template <size_t kBits>
+  static Float integers(const uint8_t* source) {
+    uint32_t stored = 0;
+    memcpy(&stored, source, kWidth * kBits / 8);
+    uint8x8_t bytes = vcreate_u8(stored);
+    if (kBits == 4) bytes = vzip1_u8(vand_u8(bytes, vdup_n_u8(15)), vshr_n_u8(bytes, 4));
+    return vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(bytes))));
+  }
 
   static Float add(Float a, Float b) { return vaddq_f32(a, b); }
   static Float sub(Float a, Float b) { return vsubq_f32(a, b); }
@@ -101,7 +112,6 @@ struct NeonVector {
 
   static constexpr bool kComparesToBits = false;
   static constexpr bool kCompresses = false;
-  static constexpr bool kConvertsBytes = false;
   static constexpr bool kDots4 = false;
 
  private:

@@ -9,6 +9,6 @@ namespace nm_export {
 
 const SelectionKernels kPortableSelection = selection_kernels<PortableVector>();
 const ProductKernels kPortableProducts = product_kernels<PortableVector>();
-const Int8Kernels kPortableInt8 = int8_kernels<ScalarInt8>(nullptr);
+const Int8Kernels kPortableInt8 = int8_kernels<PortableVector>(nullptr);
 
 }  // namespace nm_export

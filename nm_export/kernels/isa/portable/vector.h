@@ -58,6 +58,17 @@ struct PortableVector {
     return each_int([=](int) { return value; });
   }
   static void prefetch(const void*) {}
+  static void prefetch_near(const void* at) {
+#ifdef __GNUC__
+    __builtin_prefetch(at);
+#else
+    static_cast<void>(at);
+#endif
+  }
+  template <size_t kBits>
+  static Float integers(const uint8_t* source) {
+    return each([=](size_t i) { return static_cast<float>(integer<kBits>(source, i)); });
+  }
 
   static Float add(const Float& a, const Float& b) {
     return each([&](size_t i) { return a.at[i] + b.at[i]; });
@@ -173,10 +184,39 @@ struct PortableVector {
 
   static constexpr bool kComparesToBits = false;
   static constexpr bool kCompresses = false;
-  static constexpr bool kConvertsBytes = false;
-  static constexpr bool kDots4 = false;
+
+  static constexpr bool kDots4 = true;
+  static Float to_float(const Int& v) {
+    return each([&](size_t i) { return static_cast<float>(v.at[i]); });
+  }
+  static constexpr bool kLoadsFew = false;
+  template <size_t kBits>
+  class Dot4Sums {
+   public:
+    static constexpr size_t kOutputs = 2 * kWidth;
+    static constexpr size_t kMostAdds = 16;
+
+    void add(const uint8_t* const* rows, size_t offset, size_t, uint32_t dot4, const uint32_t*) {
+      for (int r = 0; r < 4; ++r) {
+        const uint8_t* row = rows[r] + offset;
+        const auto activation = static_cast<int8_t>(dot4 >> (8 * r) & 0xffu);
+        for (size_t i = 0; i < kOutputs; ++i) sums_[i] += activation * integer<kBits>(row, i);
+      }
+    }
+    void widen() {}
+    void in_order(Int* v) const {
+      for (size_t i = 0; i < kOutputs; ++i) v[i / kWidth].at[i % kWidth] = sums_[i];
+    }
+
+   private:
+    int32_t sums_[kOutputs] = {};
+  };
 
  private:
+  template <size_t kBits>
+  static int integer(const uint8_t* source, size_t i) {
+    return kBits == 8 ? source[i] : source[i / 2] >> (i % 2 * 4) & 15;
+  }
   static uint32_t unsigned_of(int32_t value) { return static_cast<uint32_t>(value); }
   static int32_t wrapped(uint32_t value) { return static_cast<int32_t>(value); }
 };
