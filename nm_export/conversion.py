@@ -106,7 +106,7 @@ def convert(
     """
     folder = require_folder(folder, "convert").resolve()
     target = require_folder(output, "convert").expanduser().resolve()
-    if weights not in ("full", "reference"):
+    if weights not in (None, "full", "reference"):
         raise UserError(f"convert: weights is {weights!r:.40}; it is full or reference.")
     check_exported(folder)
     check_target(target, overwrite=overwrite)

@@ -193,7 +193,7 @@ def _check_texts(recipe: Recipe) -> Iterator[str]:
         if not is_at_hand(text):
             yield f"{what}: a dry run fetches no text"
         elif tokenizer is None:
-            next(load_text(text), None)  # a text that is not there is missed without a tokenizer
+            next(load_text(text, str), None)  # a text that is not there is missed without a tokenizer
             yield f"{what}: {missing}"
         elif not is_long_enough(tokenizer, text):
             yield f"{what}: a dry run counts no more than {COUNTED:,} tokens"

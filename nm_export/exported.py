@@ -65,6 +65,7 @@ def check_model(place: str) -> None:
         UserError: it is a folder without one, or nothing that a model can be.
     """
     from nm_export.recipe import ModelSection
+    from nm_export.sources.folder_files import check_no_adapter
     from nm_export.sources.locate import resolve_source
 
     if not place.strip():
@@ -73,7 +74,10 @@ def check_model(place: str) -> None:
         located = resolve_source(ModelSection(source=place))
     except UserError as error:
         raise type(error)(str(error).removeprefix("model.source: ")) from error
-    if located.kind == "folder" and located.path is not None and model_type(located.path) is None:
+    if located.kind != "folder" or located.path is None:
+        return
+    check_no_adapter(located.path, located.describe())
+    if model_type(located.path) is None:
         raise UserError(f"{located.describe()} has no config.json; it is no Hugging Face model")
 
 

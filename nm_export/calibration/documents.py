@@ -48,7 +48,7 @@ def load_text(section: TextSection, render: Render | None = None) -> Iterator[st
 def is_at_hand(section: TextSection) -> bool:
     """Whether the text is a local file, or means to be one, or comes with Python: no network is needed for it."""
     path = Path(section.dataset).expanduser()
-    return section.dataset.startswith("builtin:") or path.suffix.lower() in _READERS or _exists(path)
+    return section.dataset.startswith("builtin:") or kind(path) in _READERS or _exists(path)
 
 
 def _exists(path: Path) -> bool:

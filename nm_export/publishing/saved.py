@@ -11,7 +11,6 @@ import platform
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from torch import nn
 
@@ -22,6 +21,7 @@ from nm_export.json_files import read_json
 from nm_export.modeling.configuration_nm_sparse import SCHEME_DEFAULTS
 from nm_export.plan import Plan, PlannedLinear
 from nm_export.recipe import Recipe, Scheme
+from nm_export.recipe.model import yaml_text
 from nm_export.recipe.sections import SchemeFields
 from nm_export.verification import VerificationReport
 from nm_export.versions import RECORDED, installed_versions
@@ -50,7 +50,7 @@ def describe(model: Any, folder: Path, name: str) -> None:
     recipe = recipe_of(model)
     sections = recipe.model_dump(mode="json", exclude_none=True, include={"model", "sparsity", "evaluation"})
     sections["evaluation"] = {"enabled": False}
-    text = _HEADER + yaml.safe_dump(sections, sort_keys=False, allow_unicode=True, width=120)
+    text = _HEADER + yaml_text(sections)
     plan = plan_of(model)
     record = {
         "format": 1,

@@ -199,12 +199,30 @@ class Recipe(Section):
             defaults = type(self)(model=ModelSection(source=self.model.source)).to_dict()
             del defaults["model"]["source"]
             values = _changed_first(values, defaults)
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+        return yaml_text(values)
 
     @classmethod
     def from_dict(cls, sections: Mapping[str, Any]) -> Self:
         """Validate nested plain values, such as `to_dict` gives. Raises pydantic's ValidationError."""
         return cls.model_validate(dict(sections))
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Unquoted or in single quotes, PyYAML would write line ends of Unicode as they are, and read them as spaces.
+    style = '"' if any(end in text for end in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def yaml_text(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML that reads back as they are."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _changed_first(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

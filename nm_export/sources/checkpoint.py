@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from nm_export.errors import UserError
 from nm_export.json_files import parse_json, read_json_object
+from nm_export.sources.folder_files import check_no_adapter
 
 MAX_HEADER_BYTES = 32_000_000
 """The header of a model with 100,000 tensors has some 12 MB."""
@@ -47,20 +48,6 @@ def weight_files(folder: Path, where: str) -> list[Path]:
             "they are read, and are not opened: convert the model to safetensors first"
         )
     raise UserError(f"{where} has no weights (*.safetensors)")
-
-
-def check_no_adapter(folder: Path, where: str) -> None:
-    """Raise UserError for a folder of peft: what it holds changes a base model that nobody asked for."""
-    path = folder / "adapter_config.json"
-    if not path.exists():
-        return
-    base = read_json_object(path).get("base_model_name_or_path")
-    of = f" for the base model {base[:200]!r}" if isinstance(base, str) and base else ""
-    raise UserError(
-        f"{where} holds an adapter{of} (adapter_config.json), not a model of its own; merge the two and give the "
-        f'result: model = peft.AutoPeftModelForCausalLM.from_pretrained("{folder}").merge_and_unload(), then '
-        'model.save_pretrained("merged"), and save the tokenizer there as well'
-    )
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -38,6 +38,20 @@ def check_folder(folder: Path, where: str) -> None:
             raise UserError(f"{path} is larger than {limit} MB, too large for such a file; is it damaged?")
 
 
+def check_no_adapter(folder: Path, where: str) -> None:
+    """Raise UserError for a folder of peft: what it holds changes a base model that nobody asked for."""
+    path = folder / "adapter_config.json"
+    if not path.exists():
+        return
+    base = read_json_object(path).get("base_model_name_or_path")
+    of = f" for the base model {base[:200]!r}" if isinstance(base, str) and base else ""
+    raise UserError(
+        f"{where} holds an adapter{of} (adapter_config.json), not a model of its own; merge the two and give the "
+        f'result: model = peft.AutoPeftModelForCausalLM.from_pretrained("{folder}").merge_and_unload(), then '
+        'model.save_pretrained("merged"), and save the tokenizer there as well'
+    )
+
+
 def check_link(path: Path, where: str) -> None:
     """Raise UserError unless a link leads to a file of its folder, or to the blobs of a snapshot in the Hub's cache."""
     folder = path.parent.resolve()

@@ -22,11 +22,11 @@ from nm_export.digests import known_sha256
 from nm_export.errors import UserError
 from nm_export.library_errors import reason
 from nm_export.recipe import ModelSection
-from nm_export.sources.checkpoint import check_against, check_no_adapter, stored_tensors, weight_files
+from nm_export.sources.checkpoint import check_against, stored_tensors, weight_files
 from nm_export.sources.checks import check_config, check_missing, check_surplus, tell_left_out
 from nm_export.sources.config_file import check_config_file
 from nm_export.sources.errors import SourceUnavailableError
-from nm_export.sources.folder_files import check_folder
+from nm_export.sources.folder_files import check_folder, check_no_adapter
 from nm_export.sources.gguf_header import check_gguf
 from nm_export.sources.gguf_tensors import check_gguf_taken
 from nm_export.sources.hub import SMALL_FILES, fetch_config, fetch_model, fetch_small_files

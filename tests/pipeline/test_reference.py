@@ -16,6 +16,7 @@ from nm_export.dry_run import dry_run
 from nm_export.errors import NMExportError, UserError
 from nm_export.publishing import base_weights
 from nm_export.publishing.hub import check_publishable
+from nm_export.sizes import size_in_words
 from tests.conftest import MIXED
 from tests.tiny_folder import SIZES, tiny_recipe, write_tiny_folder
 
@@ -95,7 +96,7 @@ def test_a_folder_without_onnx_from_one_with_it(exported, tmp_path):
     assert "ONNX Runtime, compiled operators" not in card
     assert "\n- onnx\n" not in card
     check_publishable(small)
-    assert set(json.loads(pipeline.verify_folder(small))["modules"]) == {"reloaded"}
+    assert set(pipeline.verify_folder(small).report.modules) == {"reloaded"}
     with_all = command("convert", exported, tmp_path / "full", "--skip-onnx")
     assert with_all.exit_code == 0, with_all.output
     assert (tmp_path / "full" / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
@@ -108,7 +109,7 @@ def test_a_folder_without_onnx_from_one_with_it(exported, tmp_path):
 def test_the_size_of_the_onnx_part_is_said(exported, tmp_path):
     converted = command("convert", exported, tmp_path / "small", "--weights", "reference")
     onnx = sum(path.stat().st_size for path in (exported / "onnx").iterdir())
-    assert f"onnx/ holds {onnx / 1e6:,.2f} MB more, which --skip-onnx leaves out;" in converted.output
+    assert f"onnx/ holds {size_in_words(onnx)} more, which --skip-onnx leaves out;" in converted.output
     check_publishable(tmp_path / "small")
 
 

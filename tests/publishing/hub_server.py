@@ -440,7 +440,7 @@ class Handler(BaseHTTPRequestHandler):
         _, files = self.at(repository, revision)
         answer = []
         for file in self.json()["files"]:
-            lfs = file["size"] >= LFS_FROM
+            lfs = file["size"] >= LFS_FROM and not file["path"].endswith(".py")  # code is text, which git keeps itself
             blob = files.get(file["path"])
             oid = None if blob is None else blob.sha256 if blob.lfs else blob.oid
             answer.append(

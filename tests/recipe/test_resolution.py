@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from nm_export.errors import UserError
 from nm_export.recipe import Override, Recipe, Scheme, SparsitySection, parse_recipe
+from nm_export.recipe.model import yaml_text
 from nm_export.recipe.patterns import check_pattern
 
 Q, K, DOWN = (f"model.layers.3.{name}" for name in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"))
@@ -175,6 +176,11 @@ def test_the_resolved_recipe_reads_back(sparsity: dict[str, object]) -> None:
     assert again.sparsity == original.sparsity
     assert again.to_yaml() == original.to_yaml()
     assert [again.for_module(name) for name in (Q, K, DOWN)] == [original.for_module(name) for name in (Q, K, DOWN)]
+
+
+@pytest.mark.parametrize("text", ["a\x85b", "\x85", "a\u2028b", "x\nb", "'\x85\"", " a "])
+def test_line_ends_of_unicode_are_kept(text: str) -> None:
+    assert yaml.safe_load(yaml_text({"text": text})) == {"text": text}
 
 
 @pytest.mark.parametrize(
