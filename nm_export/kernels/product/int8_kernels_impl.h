@@ -162,13 +162,20 @@ void add_int8_step(const Int8Rows& rows, const uint8_t* const* weights, size_t o
   for (size_t g = 0; g < rows.group_count; ++g) {
     const Int8Group& group = rows.groups[g];
     Sums sums;
-    for (size_t q = 0; q < group.dot4s;) {
-      const size_t end = group.dot4s - q < Sums::kMostAdds ? group.dot4s : q + Sums::kMostAdds;
-      for (; q < end; ++q) {
-        next.step();
-        sums.add(weights + group.first_row + q * kDot4, offset, outputs * kBits / 8, group.dot4[q], group.pairs[q]);
-      }
+    const auto add = [&](size_t q) {
+      next.step();
+      sums.add(weights + group.first_row + q * kDot4, offset, outputs * kBits / 8, group.dot4[q], group.pairs[q]);
+    };
+    if constexpr (Sums::kMostAdds >= kMostDot4s) {
+      // In one loop: in two, compilers ran out of registers, and four tokens took a sixth longer.
+      for (size_t q = 0; q < group.dot4s; ++q) add(q);
       sums.widen();
+    } else {
+      for (size_t q = 0; q < group.dot4s;) {
+        const size_t end = group.dot4s - q < Sums::kMostAdds ? group.dot4s : q + Sums::kMostAdds;
+        for (; q < end; ++q) add(q);
+        sums.widen();
+      }
     }
     typename V::Int integers[kVectors];
     sums.in_order(integers);
