@@ -7,7 +7,12 @@ from nm_export.errors import UserError
 
 
 def require_sparse(model: Any, caller: str) -> None:
-    """Raise a UserError unless `model` is a sparse model in memory."""
+    """Raise a UserError unless `model` is a sparse model in memory, without an adapter around it."""
+    if hasattr(model, "merge_and_unload"):  # PEFT's wrappers hand on nm_modules
+        raise UserError(
+            f"{caller} takes a sparse model, and this {type(model).__name__} holds an adapter that is not merged; "
+            "pass model.merge_and_unload()."
+        )
     if hasattr(model, "nm_modules"):
         return
     if hasattr(model, "get_output_embeddings"):  # to ask transformers would be to import it

@@ -107,7 +107,10 @@ def _checked_rows(batches: Any, caller: str) -> list[Tensor]:
             f"{caller} was given a single sequence of {len(batches)} tokens; it takes [samples, length], so pass "
             "ids.unsqueeze(0), or [ids]."
         )
-    rows = [row.long() for row in _rows(batches, caller)]
+    rows = list(_rows(batches, caller))
+    if any(row.dtype == torch.bool for row in rows):
+        raise UserError(f"{caller} was given True and False, as in a mask; token ids are integers.")
+    rows = [row.long() for row in rows]
     if not rows:
         raise UserError(f"{caller} was given no token sequences.")
     for number, row in enumerate(rows):

@@ -21,7 +21,7 @@ from nm_export.plan import Plan
 from nm_export.preparation import learning_text
 from nm_export.publishing.base_weights import check_source
 from nm_export.publishing.folder import check_target
-from nm_export.publishing.settings import publish_settings
+from nm_export.publishing.settings import check_publishing, publish_settings
 from nm_export.recipe import PublishSection, Recipe, Scheme, TextSection
 from nm_export.sizes import size_in_words as _size
 from nm_export.sizes import smaller
@@ -140,6 +140,7 @@ def dry_run(
     Raises:
         UserError: the recipe does not fit the model, or the output folder is in the way.
     """
+    check_publishing(recipe, push_to_hub, repo_id=repo_id, revision=revision, private=private, create_pr=create_pr)
     target = recipe.folder(output_dir).resolve()
     check_target(target, overwrite=overwrite or made_by(target, recipe))
     unchecked = []

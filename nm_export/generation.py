@@ -96,8 +96,12 @@ def _check_positions(model: Any, prompt: int, new: int) -> None:
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Return at least one token, or raise a UserError: a model continues tokens, and an empty text may have none."""
     if tokenizer.chat_template is None:
-        return list(tokenizer(prompt)["input_ids"])
+        ids = list(tokenizer(prompt)["input_ids"])
+        if not ids:
+            raise UserError(f"the prompt {prompt!r:.40} has no tokens; give a text to continue.")
+        return ids
     messages = [{"role": "user", "content": prompt}]
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
 

@@ -38,7 +38,7 @@ from nm_export.publishing.hub import Publication, check_publishable, command, fi
 from nm_export.publishing.repository import Destination
 from nm_export.publishing.save import write_model
 from nm_export.publishing.saved import record_verification
-from nm_export.publishing.settings import publish_settings
+from nm_export.publishing.settings import check_publishing, publish_settings
 from nm_export.publishing.workspace import Workspace, working_on
 from nm_export.quiet import quiet_transformers
 from nm_export.recipe import Recipe, load_recipe
@@ -99,11 +99,7 @@ def run(
         recipe = load_recipe(recipe)
     if not isinstance(recipe, Recipe):
         raise UserError(f"run takes a Recipe or the path of one, not {named(recipe)}.")
-    of_publishing = {"repo_id": repo_id, "revision": revision, "private": private, "create_pr": create_pr}
-    given = next((name for name, value in of_publishing.items() if value), None)
-    if given and not push_to_hub:
-        option = given.replace("_", "-")
-        raise UserError(f"{given} (--{option}) is about publishing; give push_to_hub (--push-to-hub) too.")
+    check_publishing(recipe, push_to_hub, repo_id=repo_id, revision=revision, private=private, create_pr=create_pr)
     target = recipe.folder(output_dir).resolve()
     with_onnx = recipe.onnx.enabled and not skip_onnx
     # a finished folder is not in the way: it may be what is asked for
@@ -111,8 +107,6 @@ def run(
     read_own_text(recipe.publish.card_text)  # what is wrong with it is said before any work
     destination = None
     if push_to_hub:
-        if not recipe.verify.enabled:
-            raise UserError("--push-to-hub needs verify.enabled: nothing is published unverified.")
         settings = publish_settings(
             recipe, repo_id=repo_id, revision=revision, private=private, create_pr=create_pr, overwrite=overwrite
         )

@@ -193,6 +193,7 @@ WRONG = {
     "a number": (7, "was given an int"),
     "a stranger": ([[1, VOCABULARY]], f"the token {VOCABULARY}.*0 to {VOCABULARY - 1}"),
     "a negative token": ([[1, -1]], "the token -1"),
+    "a mask": (token_ids() > 5, "given True and False, as in a mask; token ids are integers"),
 }
 
 

@@ -86,6 +86,27 @@ def test_what_verify_cannot_find_is_refused(tmp_path):
         nm_export.verify(folder, model, IDS, onnx=False, divergence_factor=0.5)
 
 
+def test_the_tokenizers_folder_of_an_export_is_there(tmp_path):
+    model = sparse_model()
+    folder = nm_export.save(model, tmp_path / "out")
+    with pytest.raises(UserError, match=r"tokenizer_dir \S+typo is no folder; give one with the tokenizer's files"):
+        nm_export.export_onnx(model, folder, tokenizer_dir=tmp_path / "typo")
+
+
+def test_an_adapter_around_a_sparse_model_is_merged_first(tmp_path):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(sparse_model(), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    for call in (
+        lambda: nm_export.calibrate(adapted, IDS),
+        lambda: nm_export.save(adapted, tmp_path / "out"),
+        lambda: nm_export.learn(adapted, IDS, mode="end_to_end"),
+        lambda: nm_export.score_layers(adapted, IDS),
+        lambda: nm_export.export_onnx(adapted, tmp_path, tokenizer_dir=tmp_path),
+    ):
+        with pytest.raises(UserError, match=r"adapter that is not merged; pass model\.merge_and_unload\(\)"):
+            call()
+
+
 def test_models_wrap_themselves():
     model = dense_model()
     wrapped = nm_export.torch_logits(model)
@@ -95,3 +116,11 @@ def test_models_wrap_themselves():
     )
     with torch.inference_mode():
         assert nm_export.perplexity(lambda ids: model(ids).logits, IDS) == nm_export.perplexity(model, IDS)
+
+
+def test_weights_that_stay_as_they_are_need_no_name(tmp_path):
+    folder = nm_export.save(sparse_model(), tmp_path / "out")
+    with pytest.raises(UserError, match="Say what is to change"):
+        nm_export.convert(folder, tmp_path / "same")
+    with pytest.raises(UserError, match="has no ONNX export that could be left out"):
+        nm_export.convert(folder, tmp_path / "same", skip_onnx=True)

@@ -73,11 +73,16 @@ def choose_patterns(
         processes: others that do the same.
 
     Raises:
-        UserError: the patterns cannot save that much.
+        UserError: the patterns cannot save that much, or only weights are pruned.
     """
     assert section.budget is not None
     sparse = NMSparseForCausalLM.from_dense(dense, plan.sparsity())
     keep_dense_weights(sparse)  # a later stage starts from the dense model again
+    if not sparse.config.sparsity["input_groups"]:
+        raise UserError(
+            "sparsity.budget chooses among linears whose inputs are pruned, and all of these have prune: weights; "
+            "leave budget out, and name the linears with targets."
+        )
     fill(sparse)
     windows = tokens[:ALLOCATION_WINDOWS].shortened(ALLOCATION_WINDOW)
     damages = measure_damage(sparse, windows, section.budget_patterns or (section.pattern,))

@@ -58,7 +58,7 @@ def merged(card: Card, sections: Mapping[str, str], metadata: Mapping[str, Any],
     for name in sections:
         if name not in removed and not any(block.section == name for block in blocks):
             blocks.insert(_place(blocks, list(sections), name), _block(name, sections[name]))
-    values = _metadata(card, metadata)
+    values = merged_metadata(card, metadata)
     known = dict.fromkeys([*sections, *(name for name in card.sections if name == OWN_TEXT)])
     hashes = {key: hash_of(value) for key, value in metadata.items()}
     as_it_was = values == card.metadata and list(values) == list(card.metadata)  # comments in it included
@@ -66,7 +66,8 @@ def merged(card: Card, sections: Mapping[str, str], metadata: Mapping[str, Any],
     return Merged(card_text(front_matter, blocks, known, hashes), tuple(kept), tuple(removed))
 
 
-def _metadata(card: Card, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def merged_metadata(card: Card, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The front matter of a card that is written again: `metadata`, but for what was changed by hand."""
     values: dict[str, Any] = {}
     for key, value in card.metadata.items():
         by_hand = key not in card.hashes or hash_of(value) != card.hashes[key]

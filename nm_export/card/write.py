@@ -6,13 +6,14 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nm_export.benchmark.model import ModelBenchmark
 from nm_export.card.facts import Facts, read_facts
 from nm_export.card.grid import make_grid
-from nm_export.card.hand_edits import Merged, merged, new_card
+from nm_export.card.hand_edits import Merged, merged, merged_metadata, new_card
 from nm_export.card.markdown import card_sections
 from nm_export.card.marks import Card, read_card
 from nm_export.card.measured import benchmarks, quality_panels, speed_panels, task_rows, text_rows, written_rows
@@ -148,7 +149,10 @@ def _render(facts: Facts, card: Card | None, *, overwrite: bool) -> tuple[dict[s
     """The files of a card by path, in the order in which they are written, and what is kept of an edited one."""
     pictures = _pictures(facts)
     paths = {name: f"{PICTURES}/{name}.svg" for name in pictures}
-    sections, metadata = card_sections(facts, paths), card_metadata(facts)
+    metadata = card_metadata(facts)
+    if card and card.is_marked:
+        facts = _with_licence(facts, metadata, merged_metadata(card, metadata))
+    sections = card_sections(facts, paths)
     said = ""
     if card and card.is_marked:
         again = merged(card, sections, metadata, overwrite=overwrite)
@@ -160,6 +164,15 @@ def _render(facts: Facts, card: Card | None, *, overwrite: bool) -> tuple[dict[s
     page = report_html(facts.name, text, {paths[name]: picture for name, picture in pictures.items()})
     files = {**{paths[name]: picture.light for name, picture in pictures.items()}, REPORT: page, CARD: text}
     return files, said
+
+
+def _with_licence(facts: Facts, metadata: dict[str, Any], values: dict[str, Any]) -> Facts:
+    """Facts that name the licence of edited metadata, so that a card does not speak of two."""
+    keys = ("license", "license_name", "license_link")
+    if not isinstance(values.get("license"), str) or all(values.get(key) == metadata.get(key) for key in keys):
+        return facts
+    publish = facts.recipe.publish.model_copy(update={key: values.get(key) for key in keys})
+    return replace(facts, recipe=facts.recipe.model_copy(update={"publish": publish}))
 
 
 def _about(card: Merged) -> str:

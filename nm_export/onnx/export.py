@@ -86,7 +86,7 @@ def export_onnx(
 
     Raises:
         UserError: the model is not sparse, waits for a budget to be spent or holds parameters that are not finite;
-            there is no such folder; an architecture, score, opset or precision that cannot be exported; a package that
+            there is no such folder, or none of the tokenizer; an architecture, score, opset or precision that cannot be exported; a package that
             is missing.
         NMExportError: no exporter renders the model, or the result is not a valid ONNX file.
     """
@@ -96,6 +96,9 @@ def export_onnx(
     folder = require_folder(folder, "export_onnx")
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; save the model there first.")
+    tokenizer_dir = require_folder(tokenizer_dir, "export_onnx: tokenizer_dir")
+    if not tokenizer_dir.is_dir():
+        raise UserError(f"tokenizer_dir {tokenizer_dir} is no folder; give one with the tokenizer's files.")
     target = folder / "onnx"
     format = weight_format(precision, block_size, symmetric)
     inputs = pruned_inputs(model)

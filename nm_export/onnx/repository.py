@@ -52,7 +52,7 @@ def local_folder(
                 force_download=force_download,
                 cache_dir=cache_dir,
                 token=token,
-                allow_patterns=[*_SERVED, "onnx/*", f"{subfolder or 'onnx'}/*"],
+                allow_patterns=[*_SERVED, "recipe.yaml", "onnx/*", f"{subfolder or 'onnx'}/*"],
             )
         )
     except Exception as error:  # the Hub's client raises its own and its HTTP library's exceptions

@@ -88,8 +88,8 @@ def check_verified(folder: Path) -> None:
         ) from error
     if not report:
         raise UserError(
-            f"{folder} was never verified (verify.enabled was off), and nothing is published unverified; "
-            "export the model again."
+            f"{folder} has not been verified since its last export, and nothing is published unverified; "
+            f"run `nm-export verify {folder}` first."
         )
     wanted = ["reloaded"]
     if any((folder / "onnx").glob("*.onnx")):

@@ -50,3 +50,22 @@ def publish_settings(
         raise UserError(
             f"The repository would be called like the model, and {reason}; give --repo-id or publish.repo_id"
         ) from error
+
+
+def check_publishing(recipe: Recipe, push_to_hub: bool, **options: str | bool | None) -> None:
+    """Refuse what a run could not publish, or would not: the same for a run and for its dry run.
+
+    Args:
+        recipe: the recipe.
+        push_to_hub: whether something is published.
+        options: `repo_id`, `revision`, `private` and `create_pr`, as they were given.
+
+    Raises:
+        UserError: an option of publishing where nothing is published, or nothing would be verified before.
+    """
+    given = next((name for name, value in options.items() if value), None)
+    if given and not push_to_hub:
+        option = given.replace("_", "-")
+        raise UserError(f"{given} (--{option}) is about publishing; give push_to_hub (--push-to-hub) too.")
+    if push_to_hub and not recipe.verify.enabled:
+        raise UserError("--push-to-hub needs verify.enabled: nothing is published unverified.")

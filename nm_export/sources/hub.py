@@ -11,7 +11,7 @@ from nm_export.sources.errors import SourceUnavailableError
 
 CONFIG_FILES = ["config.json", "adapter_config.json", "*.py"]
 SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.py"]
-MODEL_FILES = [*SMALL_FILES, "*.safetensors", "README.md"]
+MODEL_FILES = [*SMALL_FILES, "*.safetensors", "README.md", "recipe.yaml"]
 DUPLICATES = ["consolidated*", "original/*", "onnx/*"]
 """The same weights in other formats, some as large as the model itself."""
 

@@ -98,6 +98,13 @@ def test_scores_of_the_callers_own_are_measured_too():
         assert not bool((module.nm_score == 1).all())
 
 
+def test_a_budget_has_nothing_to_choose_among_pruned_weights():
+    model = nm_export.sparsify(dense_model(), "8:16", budget=0.5, prune="weights")
+    with pytest.raises(UserError, match="all of these have prune: weights; leave budget out"):
+        nm_export.calibrate(model, SEQUENCES)
+    assert open_budget(model) is not None
+
+
 def test_pruned_weights_are_dense_again_where_the_budget_leaves_them_and_after_all():
     dense = dense_model()
     before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}

@@ -77,6 +77,15 @@ def test_text_and_metadata_stay(folder, tmp_path):
     assert contents(folder) == again
 
 
+def test_a_card_speaks_of_the_licence_that_was_written_into_it(folder):
+    edit(folder, ("---\n", "---\nlicense: other\nlicense_name: poets-own\nlicense_link: https://example.org/own\n"))
+    refresh_card(folder)
+    assert "licence of this model: poets-own (https://example.org/own); of the" in (folder / "README.md").read_text()
+    edit(folder, ("license: other\nlicense_name: poets-own\nlicense_link: https://example.org/own\n", "license: mit\n"))
+    refresh_card(folder)
+    assert "licence of this model: mit; of the base model" in (folder / "README.md").read_text()
+
+
 def test_new_numbers_come_into_metadata_that_nobody_changed(folder, tmp_path):
     by_hand(folder)
     refresh_card(folder, evaluations=[as_file(tmp_path / "e.json", evaluation(folder))])

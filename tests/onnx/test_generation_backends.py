@@ -31,3 +31,14 @@ def test_tables_of_positions_end_in_torch_and_angles_do_not(publish, monkeypatch
             with pytest.raises(UserError, match=r"128 positions: ask for at most 126 \(max_new_tokens\)"):
                 generate(published.folder, "!!#", max_new_tokens=127)
         generate(published.folder, "!!#", max_new_tokens=126 if model is limited else 127)
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx", "genai"])
+def test_a_prompt_without_tokens_is_refused(publish, monkeypatch, backend):
+    published = publish("llama", "weight_norm")
+    tokenizer = load_tokenizer(published.folder / "onnx")
+    monkeypatch.setattr("nm_export.generation.load_tokenizer", lambda folder: tokenizer)
+    monkeypatch.setattr("nm_export.generation.load_exported", lambda folder: (published.model, tokenizer, None))
+    assert tokenizer("")["input_ids"] == []
+    with pytest.raises(UserError, match="the prompt '' has no tokens; give a text to continue"):
+        generate(published.folder, "", backend=backend)

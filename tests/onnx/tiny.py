@@ -24,7 +24,7 @@ from transformers import (
 from nm_export.calibration import calibrate
 from nm_export.modeling import NMSparseForCausalLM
 from nm_export.plan import make_plan
-from nm_export.recipe import Recipe
+from nm_export.recipe import SparsitySection
 
 VOCABULARY = 96
 SIZES: dict[str, Any] = {
@@ -119,9 +119,8 @@ def dense(name: str = "llama", config: PreTrainedConfig | None = None) -> PreTra
 def sparse(name: str = "llama", **sparsity: Any) -> Any:
     """A calibrated sparse model; what would be learned is random."""
     model = dense(name)
-    learning = {"mode": "end_to_end", "parameters": ("shift", "scale", "bias", "residual")}
-    recipe = Recipe(model={"source": "in-memory"}, sparsity=sparsity, learning=learning)
-    model = NMSparseForCausalLM.from_dense(model, make_plan(model, recipe).sparsity())
+    plan = make_plan(model, SparsitySection(**sparsity))
+    model = NMSparseForCausalLM.from_dense(model, plan.sparsity())
     calibrate(model, tokens(samples=4, length=16, seed=1), 2)
     for module in model.nm_modules().values():
         _learn(module)

@@ -288,3 +288,18 @@ def test_mistral_as_the_recipe_means_it(tmp_path):
     assert f"{result.plan.pruned_share:.0%}" == "58%"
     assert result.shapes.dtype == torch.bfloat16
     assert result.shapes.parameters == pytest.approx(7.25e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "verify", "sentence"),
+    [
+        ({"repo_id": "a/b/c"}, {}, r"repo_id \(--repo-id\) is about publishing; give push_to_hub"),
+        ({"private": True}, {}, r"private \(--private\) is about publishing; give push_to_hub"),
+        ({"push_to_hub": True}, {"enabled": False}, "nothing is published unverified"),
+    ],
+)
+def test_what_a_run_would_not_publish_is_refused_by_both(tiny_source, tmp_path, options, verify, sentence):
+    recipe = tiny_recipe(tiny_source, verify=verify)
+    for command in (dry_run, pipeline.run):
+        with pytest.raises(UserError, match=sentence):
+            command(recipe, output_dir=tmp_path / "out", **options)

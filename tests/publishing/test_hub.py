@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nm_export.errors import NMExportError, UserError
+from nm_export.exported import find_exported
 from nm_export.publishing import upload as upload_module
 from nm_export.publishing.hub import command, find_destination, push
 from nm_export.publishing.repository import Destination
@@ -225,7 +226,7 @@ def without_onnx(report):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict.clear, r"was never verified \(verify.enabled was off\)"),
+        (dict.clear, r"has not been verified since its last export, .*run `nm-export verify "),
         (failed, "does not say that verification passed"),
         (unequal, "does not say that verification passed"),
         (without_onnx, "does not say that verification passed"),
@@ -275,3 +276,10 @@ def test_hidden_files_stay_at_home(hub, folder):
     write_files(folder, {".cache/token": "secret", "__pycache__/modeling_nm_sparse.cpython-311.pyc": b"code"})
     publish(folder)
     assert hub.repositories[REPO].files() == wanted
+
+
+@pytest.mark.parametrize("parts", ["all", "torch", "onnx"])
+def test_a_model_of_the_hub_comes_with_its_recipe(hub, parts):
+    files = {"config.json": b'{"model_type": "nm_sparse"}', "recipe.yaml": b"model: {source: me/base}", "onnx/a": b"a"}
+    hub.create("user/tiny", **files)
+    assert (find_exported("user/tiny", parts) / "recipe.yaml").read_bytes() == files["recipe.yaml"]
