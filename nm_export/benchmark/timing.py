@@ -41,7 +41,7 @@ def take_turns(
 ) -> dict[str, list[float]]:
     """Run every call until it is warm, then all in turn, `repeats` times.
 
-    Warm is what has buffers and caches, and has timed the ways that it may take (kernels/timed_choice.h): after 25
+    Warm is what has buffers and caches, and has timed its candidates (kernels/product/auto_tuner.h): after 25
     runs, or the first one that ends when a second is over.
 
     Args:

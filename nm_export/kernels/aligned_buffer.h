@@ -5,6 +5,8 @@
 #include <memory>
 #include <new>
 
+#include "cache_line.h"
+
 namespace nm_export {
 
 template <class T>
@@ -20,8 +22,11 @@ class AlignedBuffer {
     return data_.get();
   }
 
+  // What was reserved last; null where nothing was.
+  const T* data() const { return data_.get(); }
+
  private:
-  static constexpr std::align_val_t kAlignment{64};
+  static constexpr std::align_val_t kAlignment{kCacheLine};
   struct Free {
     void operator()(T* data) const { ::operator delete(data, kAlignment); }
   };

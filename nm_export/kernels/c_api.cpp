@@ -4,17 +4,17 @@
 #include <new>
 #include <vector>
 
-#include "instruction_set.h"
-#include "nm_topk.h"
-#include "sparse_matmul.h"
+#include "isa/instruction_set.h"
+#include "product/sparse_matmul.h"
+#include "selection/nm_topk.h"
 
 namespace nm_export {
 namespace {
 
-// Without kernels where the environment asks for one that cannot be used. Chosen once: the environment must not be
-// read while another thread of the host writes to it, and asking the processor is slow on virtual machines.
-const InstructionSet& instruction_set() {
-  static const InstructionSet chosen = choose_instruction_set();
+// Null where the environment asks for one that cannot be used. Chosen once: the environment must not be read while
+// another thread of the host writes to it, and asking the processor is slow on virtual machines.
+const InstructionSet* instruction_set() {
+  static const InstructionSet* const chosen = choose_instruction_set().set;
   return chosen;
 }
 
@@ -50,11 +50,11 @@ int32_t nm_topk_rows(const nm_export_nm_topk_arguments& a, size_t first, size_t 
   if (a.shift_mode < 0 || a.shift_mode > 2) return NM_EXPORT_INVALID_ARGUMENT;
   if (a.shift != nullptr && a.shift_size != 1 && a.shift_size != a.channels) return NM_EXPORT_INVALID_ARGUMENT;
   if (!is_dtype(a.dtype)) return NM_EXPORT_INVALID_ARGUMENT;
-  const RowKernels* kernels = instruction_set().kernels;
-  if (kernels == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
+  const InstructionSet* isa = instruction_set();
+  if (isa == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
   if (count == 0) return NM_EXPORT_OK;
 
-  const NMTopK nm_topk({a.n, a.m, static_cast<ShiftMode>(a.shift_mode), a.variance_correction != 0}, *kernels);
+  const NMTopK nm_topk({a.n, a.m, static_cast<ShiftMode>(a.shift_mode), a.variance_correction != 0}, *isa->selection);
   const std::vector<float> ones(a.score == nullptr ? a.channels : 0, 1.0f);
   const float* score = a.score == nullptr ? ones.data() : a.score;
   switch (a.dtype) {
@@ -72,11 +72,11 @@ int32_t nm_topk_rows(const nm_export_nm_topk_arguments& a, size_t first, size_t 
 
 int32_t keep_mask_rows(const float* scores, size_t rows, size_t channels, int32_t n, int32_t m, uint8_t* mask) {
   if (!is_pattern(n, m, channels)) return NM_EXPORT_INVALID_ARGUMENT;
-  const RowKernels* kernels = instruction_set().kernels;
-  if (kernels == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
+  const InstructionSet* isa = instruction_set();
+  if (isa == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
   if (rows == 0) return NM_EXPORT_OK;
 
-  const NMTopK nm_topk({n, m, ShiftMode::kStatic, false}, *kernels);
+  const NMTopK nm_topk({n, m, ShiftMode::kStatic, false}, *isa->selection);
   Workspace workspace;
   nm_topk.keep_mask(scores, rows, channels, workspace, mask);
   return NM_EXPORT_OK;
@@ -96,8 +96,8 @@ WeightType weight_type_of(int32_t dtype) {
 int32_t sparse_matmul_part(const nm_export_sparse_matmul_arguments& a, size_t part, size_t parts) {
   if (a.channels == 0 || a.channels > UINT32_MAX || part >= parts) return NM_EXPORT_INVALID_ARGUMENT;
   if (!is_dtype(a.dtype)) return NM_EXPORT_INVALID_ARGUMENT;
-  const InstructionSet& isa = instruction_set();
-  if (isa.products == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
+  const InstructionSet* isa = instruction_set();
+  if (isa == nullptr) return NM_EXPORT_NO_INSTRUCTION_SET;
   if (a.tokens == 0 || a.columns == 0) return NM_EXPORT_OK;
 
   const std::vector<float> zeros(std::max(a.tokens, a.columns));
@@ -105,16 +105,17 @@ int32_t sparse_matmul_part(const nm_export_sparse_matmul_arguments& a, size_t pa
   product.values = a.values;
   product.weight.type = weight_type_of(a.dtype);
   product.weight.data = a.weight;
-  product.weight.columns = a.columns;
+  product.weight.outputs = a.columns;
   product.bias = a.bias == nullptr ? zeros.data() : a.bias;
   product.token_shift = zeros.data();
   product.offset = zeros.data();
   product.y = a.y;
   product.tokens = a.tokens;
-  product.channels = a.channels;
+  product.inputs = a.channels;
   CallBuffers call_buffers;
   WorkerBuffers worker_buffers;
-  const SparseMatMul matmul(isa, product, ways_of(isa, product).way[0], paying_workers(product, parts), Cut::kColumns,
+  const Algorithm& algorithm = *candidates(*isa, product).algorithm[0];
+  const SparseMatMul matmul(*isa, product, algorithm, paying_workers(product, parts), Partition::kOutputs,
                             call_buffers);
   for (size_t task = part; task < matmul.tasks(); task += parts) matmul.run(task, worker_buffers);
   return NM_EXPORT_OK;

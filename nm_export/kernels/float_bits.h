@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "element_types.h"
+
 namespace nm_export {
 namespace {
 
@@ -19,6 +21,8 @@ inline float float_of(uint32_t bits) {
   memcpy(&value, &bits, sizeof value);
   return value;
 }
+
+inline float widened(BFloat16 number) { return float_of(static_cast<uint32_t>(number.bits) << 16); }
 
 }  // namespace
 }  // namespace nm_export

@@ -20,7 +20,14 @@ from nm_export.optimum_plugin.command import NMSparseExportCommand, read_argumen
 from nm_export.recipe import load_recipe, recipe_from_settings
 from tests.docs.blocks import PAGES, ROOT, blocks
 
-EXTERNAL = {"cd", "cmake", "ctest", "build/tests/nm_topk_benchmark", "wheel/bin/python"}
+EXTERNAL = {
+    "cd",
+    "cmake",
+    "ctest",
+    "build/tests/nm_topk_benchmark",
+    "build/tests/product_benchmark",
+    "wheel/bin/python",
+}
 """Commands of which only the name is known."""
 
 COMMANDS = {"nm-export", "optimum-cli", "make", "pip", "python", "accelerate", "torchrun", *EXTERNAL}

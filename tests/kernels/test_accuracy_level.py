@@ -17,9 +17,15 @@ from tests.kernels.nbits_sessions import (
     random_weight,
     sparse_matmul_nbits_model,
 )
-from tests.kernels.sessions import DTYPES, assert_identical, create_session, instruction_set, supported_instruction_sets
+from tests.kernels.sessions import (
+    DTYPES,
+    INSTRUCTION_SETS,
+    assert_identical,
+    create_session,
+    instruction_set,
+    supported_instruction_sets,
+)
 
-ISAS = ["portable", "avx2", "avx512", "avx512vnni", "neon"]
 FEW = [1, 2, 5, 8, 9, 16]  # tokens that every instruction set rounds; these round any number
 ROUNDS_ALWAYS = ["avx512vnni"]
 COLUMNS = [*range(1, 300), 512, 520, 1026]
@@ -36,7 +42,7 @@ def multiply(isa: str, weight: QuantizedWeight, values: np.ndarray, *others: np.
     return session.run(None, feeds(values, weight.codes.shape[1], *others))[0].astype(values.dtype)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @settings(max_examples=80, deadline=None)
 @given(case=unusual_products(FEW, COLUMNS), threads=st.sampled_from([1, 3]))
 def test_the_integers_are_those_of_the_specification(isa, case, threads):
@@ -52,7 +58,7 @@ def test_many_tokens_are_rounded_like_few(isa, case, threads):
     assert_rounds_values(multiply(isa, weight, *inputs, threads=threads), weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", [isa for isa in ISAS if isa not in ROUNDS_ALWAYS])
+@pytest.mark.parametrize("isa", [isa for isa in INSTRUCTION_SETS if isa not in ROUNDS_ALWAYS])
 def test_many_tokens_stay_float32(isa):
     rng = np.random.default_rng(5)
     weight = random_weight(rng, "uint4", 200, 96)
@@ -60,7 +66,7 @@ def test_many_tokens_stay_float32(isa):
     assert_identical(multiply(isa, weight, *inputs), multiply(isa, weight, *inputs, level=0))
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("code_type", CODE_TYPES)
 @pytest.mark.parametrize("zero_points", ZERO_POINTS)
 def test_several_tasks_and_every_block_size(isa, zero_points, code_type):
@@ -72,7 +78,7 @@ def test_several_tasks_and_every_block_size(isa, zero_points, code_type):
             assert_rounds_values(multiply(isa, weight, *inputs, threads=4), weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_type_of_values_is_rounded(isa, dtype):
     rng = np.random.default_rng(7)
@@ -81,7 +87,7 @@ def test_every_type_of_values_is_rounded(isa, dtype):
     assert_rounds_values(multiply(isa, weight, *inputs), weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 8, 16, 20])
 def test_tasks_that_share_the_channels(isa, tokens):
     if tokens > max(FEW) and isa not in ROUNDS_ALWAYS:
@@ -94,7 +100,7 @@ def test_tasks_that_share_the_channels(isa, tokens):
     assert_identical(multiply(isa, weight, *inputs), y)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("code_type", CODE_TYPES)
 def test_the_largest_sums_do_not_saturate(isa, code_type):
     """Every code and value of a group at its largest: 64 * 127 * 255."""
@@ -109,7 +115,7 @@ def test_the_largest_sums_do_not_saturate(isa, code_type):
                 np.testing.assert_array_equal(multiply(isa, weight, values), expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_dropped_rows_do_not_matter(isa):
     rng = np.random.default_rng(2)
     weight = random_weight(rng, "uint4", 192, 300)

@@ -10,9 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.matmul_sessions import TYPES, feeds, multiply, sparse_matmul_model, with_constants
-from tests.kernels.sessions import DTYPES, assert_identical, create_session, instruction_set, supported_instruction_sets
-
-ISAS = ["portable", "avx2", "avx512"]
+from tests.kernels.sessions import (
+    DTYPES,
+    INSTRUCTION_SETS,
+    assert_identical,
+    create_session,
+    instruction_set,
+    supported_instruction_sets,
+)
 
 
 def session_for(isa: str, dtype: str = "float32", weight_dtype: str = "float32", threads: int = 1):
@@ -54,7 +59,7 @@ def products(draw):
     return (dtype, weight_dtype), inputs
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @settings(max_examples=200, deadline=None)
 @given(case=products(), threads=st.sampled_from([1, 2, 4]))
 def test_follows_the_specification(isa, case, threads):
@@ -62,7 +67,7 @@ def test_follows_the_specification(isa, case, threads):
     assert_follows_specification(multiply(session_for(isa, *dtypes, threads), *inputs), *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 8, 16, 33, 600])
 def test_every_number_of_tokens(isa, tokens):
     """The ways of multiplying few and many tokens, on a shape that is cut to several tasks each way."""
@@ -73,7 +78,7 @@ def test_every_number_of_tokens(isa, tokens):
     assert_follows_specification(multiply(session_for(isa, threads=4), *inputs), *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 2, 12, 70])
 def test_a_special_value_reaches_every_column_of_its_token_and_no_other(isa, tokens):
     rng = np.random.default_rng(0)
@@ -96,7 +101,7 @@ def test_a_special_value_reaches_every_column_of_its_token_and_no_other(isa, tok
     assert np.isnan(y[0]).all()
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 2, 16, 130])
 def test_rows_of_dropped_channels_do_not_matter(isa, tokens):
     """Twice as large weights in the rows of zeros change no bit, and neither does the sign of the zeros."""
@@ -110,7 +115,7 @@ def test_rows_of_dropped_channels_do_not_matter(isa, tokens):
     assert_identical(multiply(session, values, np.where(kept[:, None], weight, 2 * weight)), y)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("weight_dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("tokens", [1, 2, 40])
 def test_widens_every_weight_of_sixteen_bits(isa, weight_dtype, tokens):
@@ -136,7 +141,7 @@ def test_threads_change_nothing(tokens):
         assert_identical(multiply(create_session(sparse_matmul_model(), threads), values, weight), alone)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("kept", "tokens"), [(0.5, 2), (0.5, 5), (0.5, 12), (1, 12), (0.5, 40), (1, 40)])
 def test_no_call_differs_from_the_one_before(isa, weight_dtype, kept, tokens):

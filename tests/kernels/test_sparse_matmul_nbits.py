@@ -26,9 +26,15 @@ from tests.kernels.nbits_sessions import (
     random_weight,
     sparse_matmul_nbits_model,
 )
-from tests.kernels.sessions import DTYPES, assert_identical, create_session, instruction_set, supported_instruction_sets
+from tests.kernels.sessions import (
+    DTYPES,
+    INSTRUCTION_SETS,
+    assert_identical,
+    create_session,
+    instruction_set,
+    supported_instruction_sets,
+)
 
-ISAS = ["portable", "avx2", "avx512", "neon"]
 LEADING = [(), (1,), (0,), (2,), (5,), (17,), (130,), (1, 1), (2, 3), (2, 0)]
 COLUMNS = [*range(41), 63, 64, 66, 127, 128, 130, 200, 520, 1026, 4200]
 
@@ -43,7 +49,7 @@ def multiply(isa: str, weight: QuantizedWeight, values: np.ndarray, *others: np.
     return session.run(None, feeds(values, weight.codes.shape[1], *others))[0].astype(values.dtype)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @settings(max_examples=150, deadline=None)
 @given(case=products(LEADING, COLUMNS), threads=st.sampled_from([1, 2, 4]))
 def test_follows_the_specification(isa, case, threads):
@@ -51,7 +57,7 @@ def test_follows_the_specification(isa, case, threads):
     assert_follows_specification(multiply(isa, weight, *inputs, threads=threads), weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @settings(max_examples=80, deadline=None)
 @given(case=unusual_products([1, 2, 16, 17, 70]))
 def test_nan_infinite_tiny_and_huge_values(isa, case):
@@ -59,7 +65,7 @@ def test_nan_infinite_tiny_and_huge_values(isa, case):
     assert_follows_specification(multiply(isa, weight, *inputs), weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 3, 8, 9, 16, 17, 40])
 @pytest.mark.parametrize("code_type", CODE_TYPES)
 def test_every_way_of_multiplying(isa, code_type, tokens):
@@ -72,7 +78,7 @@ def test_every_way_of_multiplying(isa, code_type, tokens):
             assert_follows_specification(multiply(isa, weight, *inputs, threads=4), weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 2, 20])
 @pytest.mark.parametrize("code_type", CODE_TYPES)
 @pytest.mark.parametrize("scale_dtype", SCALE_DTYPES)
@@ -90,7 +96,7 @@ def test_every_code_and_zero_point_is_read_exactly(isa, scale_dtype, code_type, 
         np.testing.assert_array_equal(multiply(isa, weight, values), expected)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("tokens", [1, 2, 12, 70])
 @pytest.mark.parametrize("code_type", CODE_TYPES)
 @pytest.mark.parametrize("zero_points", ZERO_POINTS)
@@ -107,7 +113,7 @@ def test_a_special_value_reaches_every_column_of_its_token_and_no_other(isa, zer
         assert_follows_specification(y, weight, *inputs)
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 @pytest.mark.parametrize("code_type", CODE_TYPES)
 @pytest.mark.parametrize("tokens", [1, 2, 16, 130])
 def test_codes_of_dropped_channels_do_not_matter(isa, code_type, tokens):

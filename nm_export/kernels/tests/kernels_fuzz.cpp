@@ -13,10 +13,10 @@
 #include <vector>
 
 #include "c_api.h"
-#include "instruction_set.h"
-#include "nm_topk.h"
+#include "isa/instruction_set.h"
+#include "product/sparse_matmul.h"
+#include "selection/nm_topk.h"
 #include "slow_statement.h"
-#include "sparse_matmul.h"
 
 namespace {
 
@@ -95,15 +95,8 @@ std::vector<float> floats(Numbers& numbers, size_t count) {
   return v;
 }
 
-const std::vector<InstructionSet>& instruction_sets() {
-  static const std::vector<InstructionSet> sets = [] {
-    std::vector<InstructionSet> found;
-    for (const char* name : {"portable", "avx2", "avx512", "avx512vnni", "neon"}) {
-      const InstructionSet set = find_instruction_set(name);
-      if (set.kernels != nullptr) found.push_back(set);
-    }
-    return found;
-  }();
+const std::vector<const InstructionSet*>& instruction_sets() {
+  static const std::vector<const InstructionSet*> sets = supported_instruction_sets();
   return sets;
 }
 
@@ -216,14 +209,14 @@ void fuzz_top_k(FuzzedDataProvider& data) {
   const Shift shift = call.shift.size() > 1 ? Shift{call.shift.data(), 0.0f}
                                             : Shift{nullptr, call.shift.empty() ? 0.0f : call.shift[0]};
   Workspace workspace;
-  for (const InstructionSet& isa : instruction_sets()) {
-    const NMTopK nm_topk(call.parameters, *isa.kernels);
+  for (const InstructionSet* isa : instruction_sets()) {
+    const NMTopK nm_topk(call.parameters, *isa->selection);
     std::vector<T> values(call.x.size());
     std::vector<float> token_shift(call.tokens);
     nm_topk.run(call.x.data(), call.score.empty() ? ones.data() : call.score.data(), shift, call.tokens, call.channels,
                 call.pruned, workspace, values.data(), token_shift.data());
     for (size_t t = 0; t < call.tokens; ++t) {
-      check_token(call, t, values.data() + t * call.channels, token_shift[t], isa.name);
+      check_token(call, t, values.data() + t * call.channels, token_shift[t], isa->name);
     }
   }
 }
@@ -309,27 +302,26 @@ void fuzz_keep_mask(FuzzedDataProvider& data) {
             "refusal", "C");
     return;
   }
-  require(
-      nm_export_keep_mask(scores.data(), rows, pattern.channels, pattern.n, pattern.m, mask.data()) == NM_EXPORT_OK,
-      "status", "C");
+  require(nm_export_keep_mask(scores.data(), rows, pattern.channels, pattern.n, pattern.m, mask.data()) == NM_EXPORT_OK,
+          "status", "C");
   const std::vector<bool> kept = slow::keep(scores, static_cast<size_t>(pattern.n), static_cast<size_t>(pattern.m));
   for (size_t i = 0; i < mask.size(); ++i) require(mask[i] == static_cast<uint8_t>(kept[i]), "mask", "C");
-  for (const InstructionSet& isa : instruction_sets()) {
+  for (const InstructionSet* isa : instruction_sets()) {
     Workspace workspace;
     std::vector<uint8_t> again(mask.size(), 7);
-    NMTopK({pattern.n, pattern.m, ShiftMode::kStatic, false}, *isa.kernels)
+    NMTopK({pattern.n, pattern.m, ShiftMode::kStatic, false}, *isa->selection)
         .keep_mask(scores.data(), rows, pattern.channels, workspace, again.data());
-    require(again == mask, "mask", isa.name);
+    require(again == mask, "mask", isa->name);
   }
 }
 
 // A product's inputs, each in a buffer of its own.
 struct ProductCall {
   size_t tokens = 0;
-  size_t channels = 0;
+  size_t inputs = 0;
   Weight weight{};
   std::vector<float> values, bias, token_shift, offset;
-  std::vector<uint8_t> codes, scales, zero_points;
+  std::vector<uint8_t> data, scales, zero_points;
 };
 
 ProductCall product_call(FuzzedDataProvider& data, WeightType type) {
@@ -338,46 +330,46 @@ ProductCall product_call(FuzzedDataProvider& data, WeightType type) {
   weight.type = type;
   const bool quantized = type >= WeightType::kUInt8;
   const bool nibbles = type == WeightType::kUInt4;
-  call.tokens = data.ConsumeBool() ? data.ConsumeIntegralInRange<size_t>(1, 12)
-                                   : data.ConsumeIntegralInRange<size_t>(1, 80);
-  call.channels = data.ConsumeIntegralInRange<size_t>(1, data.ConsumeIntegralInRange(0, 7) == 0 ? 2500 : 200);
-  weight.columns = data.ConsumeIntegralInRange<size_t>(1, data.ConsumeIntegralInRange(0, 7) == 0 ? 2500 : 200);
-  if (nibbles) weight.columns += weight.columns % 2;
-  if (call.tokens * call.channels * weight.columns > 3000000) call.tokens = 1;
+  call.tokens =
+      data.ConsumeBool() ? data.ConsumeIntegralInRange<size_t>(1, 12) : data.ConsumeIntegralInRange<size_t>(1, 80);
+  call.inputs = data.ConsumeIntegralInRange<size_t>(1, data.ConsumeIntegralInRange(0, 7) == 0 ? 2500 : 200);
+  weight.outputs = data.ConsumeIntegralInRange<size_t>(1, data.ConsumeIntegralInRange(0, 7) == 0 ? 2500 : 200);
+  if (nibbles) weight.outputs += weight.outputs % 2;
+  if (call.tokens * call.inputs * weight.outputs > 3000000) call.tokens = 1;
   const size_t block_size = size_t{16} << data.ConsumeIntegralInRange(0, 4);
   const bool with_zero_points = data.ConsumeBool();
   const int zero_share = data.ConsumeIntegralInRange(0, 4);
   Numbers numbers(data);
   std::mt19937 random(numbers.bits());
 
-  call.values = floats(numbers, call.tokens * call.channels);
+  call.values = floats(numbers, call.tokens * call.inputs);
   for (float& value : call.values) {
     if (quantized && !(std::fabs(value) < 1e15f)) value = 1.0f;
     if (static_cast<int>(random() % 4) < zero_share) value = 0.0f;
   }
-  call.bias = floats(numbers, weight.columns);
-  call.offset = floats(numbers, weight.columns);
+  call.bias = floats(numbers, weight.outputs);
+  call.offset = floats(numbers, weight.outputs);
   call.token_shift = floats(numbers, call.tokens);
-  const size_t count = call.channels * weight.columns;
+  const size_t count = call.inputs * weight.outputs;
   const size_t bits = type == WeightType::kFloat32 ? 32 : nibbles ? 4 : quantized ? 8 : 16;
-  call.codes.resize((count * bits + 7) / 8);
-  for (size_t i = 0; i < call.codes.size(); ++i) call.codes[i] = static_cast<uint8_t>(numbers.bits() >> (i % 4 * 8));
+  call.data.resize((count * bits + 7) / 8);
+  for (size_t i = 0; i < call.data.size(); ++i) call.data[i] = static_cast<uint8_t>(numbers.bits() >> (i % 4 * 8));
   if (type == WeightType::kFloat32) {
     for (size_t i = 0; i < count; ++i) {
       const float value = numbers.next();
-      std::memcpy(call.codes.data() + 4 * i, &value, sizeof value);
+      std::memcpy(call.data.data() + 4 * i, &value, sizeof value);
     }
   }
-  weight.data = call.codes.data();
+  weight.data = call.data.data();
   if (!quantized) {
     for (size_t i = 0; i < count; ++i) {  // weights are finite, says the specification
-      if (!std::isfinite(slow::stored(weight, weight.data, i))) std::fill_n(&call.codes[i * bits / 8], bits / 8, 0);
+      if (!std::isfinite(slow::stored(weight, weight.data, i))) std::fill_n(&call.data[i * bits / 8], bits / 8, 0);
     }
     return call;
   }
   weight.block_size = block_size;
   weight.half_scales = (numbers.bits() & 1u) != 0;
-  const size_t blocks = (call.channels + block_size - 1) / block_size * weight.columns;
+  const size_t blocks = (call.inputs + block_size - 1) / block_size * weight.outputs;
   const auto store = [&](float number, std::vector<uint8_t>& bytes, size_t index) {
     if (weight.half_scales) {  // of -1 to 1
       const auto half = static_cast<uint16_t>((numbers.bits() & 0x83ffu) | (numbers.bits() % 16) << 10);
@@ -402,59 +394,59 @@ ProductCall product_call(FuzzedDataProvider& data, WeightType type) {
   return call;
 }
 
-// By how much a product with codes may change where values are rounded to 8 bits: in each group of channels, half a step
-// of the grid that spans the largest value, for every code.
+// By how much a product of a quantized weight may change where activations are rounded to int8: in each group of
+// inputs, half a step of the grid that spans the largest value, for every integer.
 double rounding_error(const ProductCall& call, size_t token, size_t column) {
   const Weight& weight = call.weight;
-  const size_t group = std::min(weight.block_size, kBlockChannels);
+  const size_t group = std::min(weight.block_size, kBlockInputs);
   double error = 0;
-  for (size_t first = 0; first < call.channels; first += group) {
+  for (size_t first = 0; first < call.inputs; first += group) {
     double largest = 0;
-    double codes = 0;
-    for (size_t k = first; k < std::min(first + group, call.channels); ++k) {
-      const auto value = static_cast<double>(call.values[token * call.channels + k]);
+    double integers = 0;
+    for (size_t k = first; k < std::min(first + group, call.inputs); ++k) {
+      const auto value = static_cast<double>(call.values[token * call.inputs + k]);
       if (value == 0) continue;
       largest = std::max(largest, std::fabs(value));
-      codes += std::fabs(slow::weight_at(weight, k, column));
+      integers += std::fabs(slow::weight_at(weight, k, column));
     }
-    error += largest / 254 * (1 + 1e-4) * codes;
+    error += largest / 254 * (1 + 1e-4) * integers;
   }
   return error;
 }
 
-// By how much its float32 sums may be off besides: codes and zero points are added up apart from each other.
+// By how much its float32 sums may be off besides: integers and zero points are added up apart from each other.
 double difference_error(const ProductCall& call, size_t token, size_t column) {
   const Weight& weight = call.weight;
   double magnitude = 0;
-  for (size_t k = 0; k < call.channels; ++k) {
-    const auto value = std::fabs(static_cast<double>(call.values[token * call.channels + k]));
-    const double code = slow::stored(weight, weight.data, k * weight.columns + column);
-    const double number = code + std::fabs(slow::zero_point_at(weight, k, column));
+  for (size_t k = 0; k < call.inputs; ++k) {
+    const auto value = std::fabs(static_cast<double>(call.values[token * call.inputs + k]));
+    const double integer = slow::stored(weight, weight.data, k * weight.outputs + column);
+    const double number = integer + std::fabs(slow::zero_point_at(weight, k, column));
     magnitude += value * number * std::fabs(slow::scale_at(weight, k, column));
   }
   return magnitude * 8 * 0x1p-23;
 }
 
-void check_product(const ProductCall& call, const std::vector<float>& y, bool shifted, bool rounded, const char* by) {
-  std::vector<double> row(call.channels);
-  for (size_t c = 0; c < call.weight.columns; ++c) {
-    for (size_t k = 0; k < call.channels; ++k) row[k] = slow::weight_at(call.weight, k, c);
+void check_product(const ProductCall& call, const std::vector<float>& y, bool shifted, bool int8, const char* by) {
+  std::vector<double> row(call.inputs);
+  for (size_t c = 0; c < call.weight.outputs; ++c) {
+    for (size_t k = 0; k < call.inputs; ++k) row[k] = slow::weight_at(call.weight, k, c);
     for (size_t t = 0; t < call.tokens; ++t) {
       slow::Sum sum;
       sum.add(static_cast<double>(call.bias[c]));
       if (shifted) sum.add(static_cast<double>(call.token_shift[t]) * static_cast<double>(call.offset[c]));
-      for (size_t k = 0; k < call.channels; ++k) {
-        const auto value = static_cast<double>(call.values[t * call.channels + k]);
+      for (size_t k = 0; k < call.inputs; ++k) {
+        const auto value = static_cast<double>(call.values[t * call.inputs + k]);
         if (value != 0) sum.add(value * row[k]);
       }
       // value times scale may underflow on the way
-      if (call.weight.block_size != 0) sum.allow(static_cast<double>(call.channels) * 512 * 0x1p-149);
+      if (call.weight.block_size != 0) sum.allow(static_cast<double>(call.inputs) * 512 * 0x1p-149);
       if (call.weight.block_size != 0) sum.allow(difference_error(call, t, c));
-      if (rounded && call.weight.block_size != 0) sum.allow(rounding_error(call, t, c));
-      const float found = y[t * call.weight.columns + c];
+      if (int8 && call.weight.block_size != 0) sum.allow(rounding_error(call, t, c));
+      const float found = y[t * call.weight.outputs + c];
       if (sum.is(found)) continue;
-      std::fprintf(stderr, "token %zu of %zu, column %zu of %zu, K = %zu, type %d: %a, not %a of %a\n", t, call.tokens, c,
-                   call.weight.columns, call.channels, static_cast<int>(call.weight.type), static_cast<double>(found),
+      std::fprintf(stderr, "token %zu of %zu, column %zu of %zu, K = %zu, type %d: %a, not %a of %a\n", t, call.tokens,
+                   c, call.weight.outputs, call.inputs, static_cast<int>(call.weight.type), static_cast<double>(found),
                    sum.value(), sum.magnitude());
       fail("product", by);
     }
@@ -464,13 +456,13 @@ void check_product(const ProductCall& call, const std::vector<float>& y, bool sh
 void fuzz_product(FuzzedDataProvider& data) {
   const auto type = static_cast<WeightType>(data.ConsumeIntegralInRange(0, kWeightTypes - 1));
   const size_t workers = data.ConsumeIntegralInRange<size_t>(1, 20);
-  const bool rounded = data.ConsumeBool();
-  const auto any_way = data.ConsumeIntegral<uint8_t>();
+  const bool int8 = data.ConsumeBool();
+  const auto any_candidate = data.ConsumeIntegral<uint8_t>();
   const ProductCall call = product_call(data, type);
   CallBuffers call_buffers;
   WorkerBuffers worker_buffers;
-  for (const InstructionSet& isa : instruction_sets()) {
-    std::vector<float> y(call.tokens * call.weight.columns);
+  for (const InstructionSet* isa : instruction_sets()) {
+    std::vector<float> y(call.tokens * call.weight.outputs);
     SparseProduct product{};
     product.weight = call.weight;
     product.values = call.values.data();
@@ -479,13 +471,14 @@ void fuzz_product(FuzzedDataProvider& data) {
     product.offset = call.offset.data();
     product.y = y.data();
     product.tokens = call.tokens;
-    product.channels = call.channels;
-    product.may_round = rounded;
-    const Ways ways = ways_of(isa, product);
-    const SparseMatMul matmul(isa, product, ways.way[any_way % ways.count], workers, Cut::kChannels, call_buffers);
+    product.inputs = call.inputs;
+    product.int8_activations = int8;
+    const Candidates all = candidates(*isa, product);
+    const Algorithm& algorithm = *all.algorithm[any_candidate % all.count];
+    const SparseMatMul matmul(*isa, product, algorithm, workers, Partition::kSplitK, call_buffers);
     for (size_t task = matmul.tasks(); task > 0; --task) matmul.run(task - 1, worker_buffers);
     matmul.finish();
-    check_product(call, y, true, rounded, isa.name);
+    check_product(call, y, true, int8, isa->name);
   }
 }
 
@@ -494,15 +487,15 @@ void fuzz_product_interface(FuzzedDataProvider& data) {
   const size_t parts = data.ConsumeIntegralInRange<size_t>(1, 9);
   const int broken = data.ConsumeIntegralInRange(0, 15);
   const ProductCall call = product_call(data, static_cast<WeightType>(dtype));
-  std::vector<float> y(call.tokens * call.weight.columns, 7.0f);
+  std::vector<float> y(call.tokens * call.weight.outputs, 7.0f);
   nm_export_sparse_matmul_arguments a{};
   a.values = call.values.data();
   a.weight = call.weight.data;
   a.bias = call.bias.data();
   a.y = y.data();
   a.tokens = call.tokens;
-  a.channels = call.channels;
-  a.columns = call.weight.columns;
+  a.channels = call.inputs;
+  a.columns = call.weight.outputs;
   a.dtype = dtype;
   if (broken < 4) {
     size_t part = 0;

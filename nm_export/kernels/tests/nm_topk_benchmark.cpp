@@ -11,8 +11,8 @@
 #include <random>
 #include <vector>
 
-#include "instruction_set.h"
-#include "nm_topk.h"
+#include "isa/instruction_set.h"
+#include "selection/nm_topk.h"
 
 namespace {
 
@@ -65,19 +65,18 @@ int main(int argc, char** argv) {
       {"half of all", {(all + 1) / 2, all, ShiftMode::kStatic, false}},
       {"tenth of all", {(all + 9) / 10, all, ShiftMode::kStatic, false}},
   };
-  for (const char* isa : {"portable", "avx2", "avx512", "avx512vnni", "neon"}) {
-    const InstructionSet set = find_instruction_set(isa);
-    if (set.kernels == nullptr || (only_isa != nullptr && std::strcmp(isa, only_isa) != 0)) continue;
+  for (const InstructionSet* isa : supported_instruction_sets()) {
+    if (only_isa != nullptr && std::strcmp(isa->name, only_isa) != 0) continue;
     for (const Setting& setting : settings) {
       if (channels % static_cast<size_t>(setting.parameters.m) != 0) continue;
       if (only_setting != nullptr && std::strcmp(setting.name, only_setting) != 0) continue;
-      const NMTopK nm_topk(setting.parameters, *set.kernels);
+      const NMTopK nm_topk(setting.parameters, *isa->selection);
       Workspace workspace;
       const double time = median_nanoseconds(x.size(), [&] {
         nm_topk.run(x.data(), score.data(), Shift{shift.data(), 0.0f}, tokens, channels, true, workspace, values.data(),
                     token_shift.data());
       });
-      std::printf("%-9s %-14s %.3f\n", isa, setting.name, time);
+      std::printf("%-9s %-14s %.3f\n", isa->name, setting.name, time);
     }
   }
 }

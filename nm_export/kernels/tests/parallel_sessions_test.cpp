@@ -67,13 +67,13 @@ std::vector<Case> make_cases() {
                       floats({tokens, 1}, random), floats({1200}, random)},
                      {}});
     for (const int64_t level : {0, 4}) {
-      cases.push_back({"NMSparseMatMulNBits",
-                       ort::kUInt8,
-                       {{"block_size", 32}, {"accuracy_level", level}},
-                       {floats({tokens, 256}, random), bytes({256, 1200}, random), floats({8, 1200}, random),
-                        floats({8, 1200}, random), floats({1200}, random), floats({tokens, 1}, random),
-                        floats({1200}, random)},
-                       {}});
+      cases.push_back(
+          {"NMSparseMatMulNBits",
+           ort::kUInt8,
+           {{"block_size", 32}, {"accuracy_level", level}},
+           {floats({tokens, 256}, random), bytes({256, 1200}, random), floats({8, 1200}, random),
+            floats({8, 1200}, random), floats({1200}, random), floats({tokens, 1}, random), floats({1200}, random)},
+           {}});
     }
   }
   for (Case& one : cases) one.expected = one.node()->run(one.inputs);

@@ -7,7 +7,7 @@
 #include <mutex>
 #include <thread>
 
-#include "operator_table.h"
+#include "operators/operator_table.h"
 
 extern "C" nm_export::ort::Status* RegisterCustomOps(nm_export::ort::SessionOptions*, const nm_export::ort::ApiBase*);
 

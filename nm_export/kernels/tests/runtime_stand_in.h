@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "ort_c_api.h"
+#include "operators/ort_c_api.h"
 
 namespace nm_export::stand_in {
 

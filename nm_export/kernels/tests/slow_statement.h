@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "element_types.h"
-#include "product_kernels.h"
+#include "product/weight.h"
 
 namespace nm_export::slow {
 
@@ -120,7 +120,7 @@ inline double variance_ratio(const std::vector<float>& z, const std::vector<floa
   return ratio >= overflow<float>() ? std::numeric_limits<double>::infinity() : ratio;
 }
 
-// A weight as it is stored: what code `index` is, or what a 16-bit number is.
+// A weight as it is stored: what integer `index` is, or what a 16-bit number is.
 inline double stored(const Weight& weight, const void* data, size_t index) {
   const auto* bytes = static_cast<const uint8_t*>(data);
   uint16_t half = 0;
@@ -147,16 +147,16 @@ inline double number_at(const Weight& weight, const void* data, size_t index) {
 }
 
 inline double scale_at(const Weight& weight, size_t channel, size_t column) {
-  return number_at(weight, weight.scales, channel / weight.block_size * weight.columns + column);
+  return number_at(weight, weight.scales, channel / weight.block_size * weight.outputs + column);
 }
 
 inline double zero_point_at(const Weight& weight, size_t channel, size_t column) {
   if (weight.zero_points == nullptr) return static_cast<double>(weight.zero_point);
-  return number_at(weight, weight.zero_points, channel / weight.block_size * weight.columns + column);
+  return number_at(weight, weight.zero_points, channel / weight.block_size * weight.outputs + column);
 }
 
 inline double weight_at(const Weight& weight, size_t channel, size_t column) {
-  const double number = stored(weight, weight.data, channel * weight.columns + column);
+  const double number = stored(weight, weight.data, channel * weight.outputs + column);
   if (weight.block_size == 0) return number;
   return scale_at(weight, channel, column) * (number - zero_point_at(weight, channel, column));
 }

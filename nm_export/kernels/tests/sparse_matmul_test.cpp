@@ -1,7 +1,7 @@
 // Drives the sparse products without ONNX Runtime: every instruction set of this machine against float64 sums. Buffers
 // have their exact size, so that a sanitizer sees every step outside.
 
-#include "sparse_matmul.h"
+#include "product/sparse_matmul.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,7 +12,7 @@
 #include <random>
 #include <vector>
 
-#include "instruction_set.h"
+#include "isa/instruction_set.h"
 
 namespace {
 
@@ -45,16 +45,16 @@ std::vector<unsigned char> stored_numbers(const Weight& weight, const std::vecto
   return bytes;
 }
 
-Way any_way(const InstructionSet& isa, const SparseProduct& product, std::mt19937& random) {
-  const Ways ways = ways_of(isa, product);
-  return ways.way[random() % ways.count];
+const Algorithm& any_candidate(const InstructionSet& isa, const SparseProduct& product, std::mt19937& random) {
+  const Candidates all = candidates(isa, product);
+  return *all.algorithm[random() % all.count];
 }
 
-void multiply(const InstructionSet& isa, const SparseProduct& product, Way way, size_t workers,
-              Cut cut = Cut::kChannels) {
+void multiply(const InstructionSet& isa, const SparseProduct& product, const Algorithm& algorithm, size_t workers,
+              Partition partition = Partition::kSplitK) {
   CallBuffers call_buffers;
   WorkerBuffers worker_buffers;
-  const SparseMatMul matmul(isa, product, way, workers, cut, call_buffers);
+  const SparseMatMul matmul(isa, product, algorithm, workers, partition, call_buffers);
   for (size_t task = 0; task < matmul.tasks(); ++task) matmul.run(task, worker_buffers);
   matmul.finish();
 }
@@ -62,14 +62,14 @@ void multiply(const InstructionSet& isa, const SparseProduct& product, Way way, 
 void test_product(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
   const size_t tokens = random() % 2 == 0 ? up_to(10) : up_to(300);
-  const bool is_deep = random() % 4 == 0;  // 1,024 channels are summed up by several tasks
-  const size_t channels = up_to(is_deep ? 3000 : 200);
-  const size_t columns = up_to(!is_deep && random() % 4 == 0 ? 3000 : 150);
+  const bool is_deep = random() % 4 == 0;  // 1,024 inputs are summed up by several tasks
+  const size_t inputs = up_to(is_deep ? 3000 : 200);
+  const size_t outputs = up_to(!is_deep && random() % 4 == 0 ? 3000 : 150);
   const auto type = static_cast<WeightType>(random() % 3);
   const size_t size = type == WeightType::kFloat32 ? 4 : 2;
 
-  std::vector<float> values(tokens * channels), weight(channels * columns), bias(columns), offset(columns);
-  std::vector<float> token_shift(tokens), y(tokens * columns);
+  std::vector<float> values(tokens * inputs), weight(inputs * outputs), bias(outputs), offset(outputs);
+  std::vector<float> token_shift(tokens), y(tokens * outputs);
   for (float& value : values) value = random() % 2 == 0 ? 0.0f : small_number(random);
   for (std::vector<float>* vector : {&weight, &bias, &offset, &token_shift}) {
     for (float& value : *vector) value = small_number(random);
@@ -80,54 +80,54 @@ void test_product(const InstructionSet& isa, std::mt19937& random) {
   Weight matrix{};
   matrix.type = type;
   matrix.data = stored.data();
-  matrix.columns = columns;
-  const SparseProduct product{matrix,        values.data(), bias.data(), token_shift.data(),
-                              offset.data(), y.data(),      tokens,      channels,    false};
-  multiply(isa, product, any_way(isa, product, random), up_to(20),
-           random() % 2 == 0 ? Cut::kChannels : Cut::kColumns);
+  matrix.outputs = outputs;
+  const SparseProduct product{matrix, values.data(), bias.data(), token_shift.data(), offset.data(), y.data(),
+                              tokens, inputs,        false};
+  multiply(isa, product, any_candidate(isa, product, random), up_to(20),
+           random() % 2 == 0 ? Partition::kSplitK : Partition::kOutputs);
 
   // Multiples of 1/64 below 2^16: float32 holds every sum exactly.
   for (size_t t = 0; t < tokens; ++t) {
-    for (size_t c = 0; c < columns; ++c) {
+    for (size_t c = 0; c < outputs; ++c) {
       double sum = static_cast<double>(bias[c]) + static_cast<double>(token_shift[t]) * static_cast<double>(offset[c]);
-      for (size_t k = 0; k < channels; ++k) {
-        sum += static_cast<double>(values[t * channels + k]) * static_cast<double>(weight[k * columns + c]);
+      for (size_t k = 0; k < inputs; ++k) {
+        sum += static_cast<double>(values[t * inputs + k]) * static_cast<double>(weight[k * outputs + c]);
       }
-      if (sum != static_cast<double>(y[t * columns + c])) {
-        std::fprintf(stderr, "wrong with %s, %zu tokens, K = %zu, O = %zu, weight type %d\n", isa.name, tokens,
-                     channels, columns, static_cast<int>(type));
+      if (sum != static_cast<double>(y[t * outputs + c])) {
+        std::fprintf(stderr, "wrong with %s, %zu tokens, K = %zu, O = %zu, weight type %d\n", isa.name, tokens, inputs,
+                     outputs, static_cast<int>(type));
         std::exit(1);
       }
     }
   }
 }
 
-// Codes of 8 and 4 bits, with values that are rounded to 8 bits: docs/semantics.md once more, one group at a time.
-void test_rounded(const InstructionSet& isa, std::mt19937& random) {
+// Quantized weights with activations that are rounded to int8: docs/semantics.md once more, one group at a time.
+void test_int8_activations(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
   const auto type = random() % 2 == 0 ? WeightType::kUInt8 : WeightType::kUInt4;
   const size_t bits = type == WeightType::kUInt8 ? 8 : 4;
-  const size_t tokens = up_to(isa.integers->tiles != nullptr && random() % 3 == 0 ? 40 : 16);
+  const size_t tokens = up_to(isa.int8->packed != nullptr && random() % 3 == 0 ? 40 : 16);
   const bool is_deep = random() % 4 == 0;
-  const size_t channels = up_to(is_deep ? 3000 : 200);
-  const size_t columns = 2 * up_to(!is_deep && random() % 4 == 0 ? 1500 : 150);
+  const size_t inputs = up_to(is_deep ? 3000 : 200);
+  const size_t outputs = 2 * up_to(!is_deep && random() % 4 == 0 ? 1500 : 150);
   const size_t block_size = kSmallestBlock << random() % 5;
-  const size_t blocks = (channels + block_size - 1) / block_size;
-  const size_t group = std::min(block_size, kBlockChannels);
-  const size_t dropped = random() % 4;  // of four channels
+  const size_t blocks = (inputs + block_size - 1) / block_size;
+  const size_t group = std::min(block_size, kBlockInputs);
+  const size_t dropped = random() % 4;  // of four inputs
 
-  std::vector<uint8_t> codes(channels * columns * bits / 8);
-  for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random());
-  std::vector<float> values(tokens * channels), scales(blocks * columns), zero_points(blocks * columns);
-  std::vector<float> zeros(std::max(columns, tokens)), y(tokens * columns);
+  std::vector<uint8_t> integers(inputs * outputs * bits / 8);
+  for (uint8_t& byte : integers) byte = static_cast<uint8_t>(random());
+  std::vector<float> values(tokens * inputs), scales(blocks * outputs), zero_points(blocks * outputs);
+  std::vector<float> zeros(std::max(outputs, tokens)), y(tokens * outputs);
   for (float& value : values) value = random() % 4 < dropped ? 0.0f : small_number(random);
   for (float& scale : scales) scale = small_number(random);
   for (float& zero_point : zero_points) zero_point = small_number(random);
 
   Weight weight{};
   weight.type = type;
-  weight.data = codes.data();
-  weight.columns = columns;
+  weight.data = integers.data();
+  weight.outputs = outputs;
   weight.block_size = block_size;
   weight.half_scales = random() % 2 == 0;
   weight.zero_point = static_cast<float>(random() % 256);
@@ -135,65 +135,66 @@ void test_rounded(const InstructionSet& isa, std::mt19937& random) {
   const std::vector<unsigned char> stored_zero_points = stored_numbers(weight, zero_points);
   weight.scales = stored_scales.data();
   weight.zero_points = random() % 2 == 0 ? stored_zero_points.data() : nullptr;
-  const SparseProduct product{weight,       values.data(), zeros.data(), zeros.data(),
-                              zeros.data(), y.data(),      tokens,       channels,     true};
-  multiply(isa, product, any_way(isa, product, random), up_to(20));
+  const SparseProduct product{weight,   values.data(), zeros.data(), zeros.data(), zeros.data(),
+                              y.data(), tokens,        inputs,       true};
+  multiply(isa, product, any_candidate(isa, product, random), up_to(20));
 
-  const auto code = [&](size_t index) {
-    return bits == 8 ? codes[index] : codes[index / 2] >> (index % 2 * 4) & 15;
+  const auto integer = [&](size_t index) {
+    return bits == 8 ? integers[index] : integers[index / 2] >> (index % 2 * 4) & 15;
   };
   for (size_t t = 0; t < tokens; ++t) {
-    for (size_t c = 0; c < columns; ++c) {
+    for (size_t c = 0; c < outputs; ++c) {
       double sum = 0;
       double magnitude = 0;
-      for (size_t first = 0; first < channels; first += group) {
-        const size_t last = std::min(first + group, channels);
-        const float* x = values.data() + t * channels;
+      for (size_t first = 0; first < inputs; first += group) {
+        const size_t last = std::min(first + group, inputs);
+        const float* x = values.data() + t * inputs;
         float largest = 0;
         for (size_t k = first; k < last; ++k) largest = std::max(largest, std::fabs(x[k]));
         if (largest == 0.0f) continue;
         const float reciprocal = 127.0f / largest;
-        int of_codes = 0;
-        int of_values = 0;
+        int of_integers = 0;
+        int of_activations = 0;
         for (size_t k = first; k < last; ++k) {
           const auto rounded = static_cast<int>(std::nearbyint(x[k] * reciprocal));
-          of_codes += rounded * code(k * columns + c);
-          of_values += rounded;
+          of_integers += rounded * integer(k * outputs + c);
+          of_activations += rounded;
         }
-        const size_t at = first / block_size * columns + c;
-        const auto zero_point = static_cast<double>(weight.zero_points == nullptr ? weight.zero_point : zero_points[at]);
+        const size_t at = first / block_size * outputs + c;
+        const auto zero_point =
+            static_cast<double>(weight.zero_points == nullptr ? weight.zero_point : zero_points[at]);
         const double factor = static_cast<double>(largest / 127.0f) * static_cast<double>(scales[at]);
-        sum += factor * (of_codes - zero_point * of_values);
-        magnitude += std::fabs(factor) * (std::fabs(of_codes) + std::fabs(zero_point * of_values));
+        sum += factor * (of_integers - zero_point * of_activations);
+        magnitude += std::fabs(factor) * (std::fabs(of_integers) + std::fabs(zero_point * of_activations));
       }
-      if (!(std::fabs(sum - static_cast<double>(y[t * columns + c])) <= 1e-6 * magnitude)) {
+      if (!(std::fabs(sum - static_cast<double>(y[t * outputs + c])) <= 1e-6 * magnitude)) {
         std::fprintf(stderr, "wrong with %s, %zu tokens, K = %zu, O = %zu, weight type %d, blocks of %zu\n", isa.name,
-                     tokens, channels, columns, static_cast<int>(type), block_size);
+                     tokens, inputs, outputs, static_cast<int>(type), block_size);
         std::exit(1);
       }
     }
   }
 }
 
-// The result does not depend on the number of workers and on the way, which are chosen by time.
-void test_ways(const InstructionSet& isa, std::mt19937& random) {
+// The result does not depend on the number of workers and on the algorithm, which are chosen by time.
+void test_candidates(const InstructionSet& isa, std::mt19937& random) {
   const auto up_to = [&](size_t limit) { return 1 + random() % limit; };
   const auto type = static_cast<WeightType>(random() % kWeightTypes);
   const size_t tokens = up_to(random() % 2 == 0 ? 4 : 40);
   const bool is_deep = random() % 2 == 0;
-  const size_t channels = up_to(is_deep ? 3000 : 300);
-  const size_t columns = 2 * up_to(is_deep ? 200 : 2000);
+  const size_t inputs = up_to(is_deep ? 3000 : 300);
+  const size_t outputs = 2 * up_to(is_deep ? 200 : 2000);
   const size_t block_size = kSmallestBlock << random() % 5;
-  const size_t blocks = (channels + block_size - 1) / block_size;
+  const size_t blocks = (inputs + block_size - 1) / block_size;
   std::normal_distribution<float> normal;
   const auto fill = [&](std::vector<float>& numbers) {
     for (float& number : numbers) number = normal(random);
   };
 
-  std::vector<float> weight(channels * columns), values(tokens * channels), scales(blocks * columns);
-  std::vector<float> bias(columns), offset(columns), token_shift(tokens);
+  std::vector<float> weight(inputs * outputs), values(tokens * inputs), scales(blocks * outputs);
+  std::vector<float> bias(outputs), offset(outputs), token_shift(tokens);
   std::vector<unsigned char> stored(weight.size() * sizeof(float));
-  const bool is_float = type <= WeightType::kBFloat16;
+  const bool is_float = !is_quantized(type);
   for (size_t i = 0; is_float && i < weight.size(); ++i) {
     const float number = type == WeightType::kFloat32 ? normal(random) : small_number(random);
     store(number, type, stored.data() + i * (type == WeightType::kFloat32 ? 4 : 2));
@@ -208,26 +209,26 @@ void test_ways(const InstructionSet& isa, std::mt19937& random) {
   Weight matrix{};
   matrix.type = type;
   matrix.data = stored.data();
-  matrix.columns = columns;
+  matrix.outputs = outputs;
   if (!is_float) {
     matrix.scales = scales.data();
     matrix.zero_point = 8;
     matrix.block_size = block_size;
   }
-  const auto product_by = [&](size_t way, size_t workers) {
-    std::vector<float> y(tokens * columns);
-    const SparseProduct product{matrix,        values.data(), bias.data(), token_shift.data(),
-                                offset.data(), y.data(),      tokens,      channels,           !is_float};
-    const Ways ways = ways_of(isa, product);
-    if (way < ways.count) multiply(isa, product, ways.way[way], workers);
-    return way < ways.count ? y : std::vector<float>();
+  const auto product_by = [&](size_t candidate, size_t workers) {
+    std::vector<float> y(tokens * outputs);
+    const SparseProduct product{matrix,   values.data(), bias.data(), token_shift.data(), offset.data(),
+                                y.data(), tokens,        inputs,      !is_float};
+    const Candidates all = candidates(isa, product);
+    if (candidate < all.count) multiply(isa, product, *all.algorithm[candidate], workers);
+    return candidate < all.count ? y : std::vector<float>();
   };
   const std::vector<float> first = product_by(0, 1);
-  for (size_t way = 0; way < 3; ++way) {
-    const std::vector<float> other = product_by(way, up_to(20));
+  for (size_t candidate = 0; candidate < 3; ++candidate) {
+    const std::vector<float> other = product_by(candidate, up_to(20));
     if (other.empty() || std::memcmp(first.data(), other.data(), first.size() * sizeof(float)) == 0) continue;
-    std::fprintf(stderr, "other numbers by way %zu with %s, %zu tokens, K = %zu, O = %zu, weight type %d\n", way,
-                 isa.name, tokens, channels, columns, static_cast<int>(type));
+    std::fprintf(stderr, "other numbers by candidate %zu with %s, %zu tokens, K = %zu, O = %zu, weight type %d\n",
+                 candidate, isa.name, tokens, inputs, outputs, static_cast<int>(type));
     std::exit(1);
   }
 }
@@ -236,14 +237,13 @@ void test_ways(const InstructionSet& isa, std::mt19937& random) {
 
 int main() {
   std::mt19937 random(1);
-  for (const char* name : {"portable", "avx2", "avx512", "avx512vnni", "neon"}) {
-    const InstructionSet isa = find_instruction_set(name);
-    if (isa.products == nullptr) continue;
+  for (const InstructionSet* set : supported_instruction_sets()) {
+    const InstructionSet& isa = *set;
     for (int round = 0; round < 150; ++round) {
       test_product(isa, random);
-      test_rounded(isa, random);
-      test_ways(isa, random);
+      test_int8_activations(isa, random);
+      test_candidates(isa, random);
     }
-    std::printf("%s: ok\n", name);
+    std::printf("%s: ok\n", isa.name);
   }
 }
