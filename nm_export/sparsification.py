@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from nm_export.arguments import named
 from nm_export.calibration.budget import OpenBudget, set_budget
+from nm_export.calibration.neutral import await_calibration
 from nm_export.calibration.weight_pruning import keep_dense_weights, prune_weights
 from nm_export.errors import UserError
 from nm_export.modeling import NMSparseForCausalLM
@@ -56,6 +57,7 @@ def sparsify(
         raise UserError(f"sparsify: {error}") from error
     budget = None if section.budget is None else OpenBudget(plan, section, sparse.config.sparsity)
     set_budget(sparse, budget)
+    await_calibration(sparse)
     keep_dense_weights(sparse)
     prune_weights(sparse)
     return sparse

@@ -14,6 +14,7 @@ from nm_export.calibration.bias import calibrate_bias
 from nm_export.calibration.blocks import BlockCalls, decoder_blocks
 from nm_export.calibration.budget import OpenBudget, choose_patterns, open_budget, set_budget
 from nm_export.calibration.custom_scores import CustomScores, Scores, is_custom
+from nm_export.calibration.neutral import end_of_waiting
 from nm_export.calibration.offload import placed, weights_at_hand
 from nm_export.calibration.processes import Processes
 from nm_export.calibration.residual import low_rank_factors
@@ -88,6 +89,7 @@ def calibrate(
         set_budget(dense, None)
         keep_dense_weights(NMSparseForCausalLM.from_dense(dense, budget.plan.with_patterns(chosen).sparsity()))
     fill(model, processes)
+    end_of_waiting(model)
 
 
 def _fill_all(

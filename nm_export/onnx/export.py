@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nm_export.arguments import require_folder, require_sparse
 from nm_export.calibration.budget import refuse_open_budget
+from nm_export.calibration.neutral import refuse_neutral
 from nm_export.errors import UserError
 from nm_export.onnx.checking import check_graph
 from nm_export.onnx.exporters import choose_graph
@@ -92,6 +93,7 @@ def export_onnx(
     """
     require_sparse(model, "export_onnx")
     refuse_open_budget(model, "export_onnx")
+    refuse_neutral(model, "export_onnx")
     check_finite(model)
     folder = require_folder(folder, "export_onnx")
     if not folder.is_dir():

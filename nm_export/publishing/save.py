@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nm_export.arguments import named, require_folder, require_sparse
 from nm_export.calibration.budget import refuse_open_budget
+from nm_export.calibration.neutral import refuse_neutral
 from nm_export.compute_dtype import narrowed, say_type_in
 from nm_export.errors import UserError
 from nm_export.finished import record_written
@@ -47,6 +48,7 @@ def save(
     """
     require_sparse(model, "save")
     refuse_open_budget(model, "save")
+    refuse_neutral(model, "save")
     size = section_from_fields(PublishSection, {"max_shard_size": max_shard_size}, "save").max_shard_size
     if tokenizer is not None and not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise UserError(f"save takes a tokenizer of transformers, not {named(tokenizer)}.")
