@@ -414,13 +414,7 @@ def _record(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "calibration_text": prepared.calibration_text.provenance,
         "held_out_text": prepared.held_out.provenance,
         "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
-        "linear_macs": {
-            "pruned_linears": len(plan.pruned),
-            "linears": len(plan.linears),
-            "pruned_share": plan.pruned_share,
-            "saved_share": plan.saved_share,
-            "added_share": plan.added_share,
-        },
+        "linear_macs": plan.macs_record(),
         "versions": {"python": platform.python_version(), **installed_versions(RECORDED)},
     }
 

@@ -75,6 +75,16 @@ class Plan:
         """Multiply-accumulates that residuals add, as a share of the decoder linears' own."""
         return sum(linear.added_macs for linear in self.linears) / sum(linear.macs for linear in self.linears)
 
+    def macs_record(self) -> dict[str, Any]:
+        """What of the decoder linears is pruned, as JSON values: `linear_macs` of nm_export.json."""
+        return {
+            "pruned_linears": len(self.pruned),
+            "linears": len(self.linears),
+            "pruned_share": self.pruned_share,
+            "saved_share": self.saved_share,
+            "added_share": self.added_share,
+        }
+
     @property
     def input_groups(self) -> list[list[str]]:
         """Names of the linears whose input is pruned, those that read one input and keep the same of it together."""

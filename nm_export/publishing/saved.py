@@ -57,13 +57,7 @@ def describe(model: Any, folder: Path, name: str) -> None:
         "made_by": MADE_BY,
         "base_model": _base_model(model),
         "recipe_sha256": _identity(model, text),
-        "linear_macs": {
-            "pruned_linears": len(plan.pruned),
-            "linears": len(plan.linears),
-            "pruned_share": plan.pruned_share,
-            "saved_share": plan.saved_share,
-            "added_share": plan.added_share,
-        },
+        "linear_macs": plan.macs_record(),
         "versions": {"python": platform.python_version(), **installed_versions(RECORDED)},
     }
     numbers = {
