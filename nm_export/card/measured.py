@@ -87,7 +87,7 @@ def text_rows(numbers: dict[str, Any]) -> list[TextRow]:
         name, _, rest = own["text"].partition(" (")
         split, about = rest.partition(")")[0] or None, f"{own['text']}, which calibration has not seen"
         dense, sparse, ratio = (Estimate(own[key]) for key in ("dense", "sparse", "ratio"))
-        windows = " x ".join(_WINDOWS.findall(rest)[0]) if _WINDOWS.search(rest) else ""
+        windows = f"{' x '.join(_WINDOWS.findall(rest)[0])}, spread over it" if _WINDOWS.search(rest) else ""
         rows.append(TextRow(name, split, _BACKENDS["torch"], about, windows, dense, sparse, ratio, None, None))
     for evaluation in numbers.get("evaluations", ()):
         for text in evaluation["texts"]:
@@ -99,7 +99,7 @@ def text_rows(numbers: dict[str, Any]) -> list[TextRow]:
                     _backend(evaluation),
                     f"{name} ({text['split']}), {text['windows']} windows of {text['window']} tokens from its start, "
                     f"SHA-256 of the text {text['text_sha256'][:16]}",
-                    f"{text['windows']} x {text['window']}",
+                    f"{text['windows']} x {text['window']}, from its start",
                     *(_estimate(text[key]) for key in ("dense_perplexity", "perplexity", "ratio")),
                     *(_estimate(text[key]) if text[key] else None for key in ("kl", "top1_agreement")),
                 )

@@ -103,7 +103,7 @@ def test_every_number_stands_beside_the_dense_one(card, exported):
     numbers = measurements(exported)
     quality, report = numbers["perplexity"], numbers["verification"]
     cells = f"{quality['dense']:.3f} | {quality['sparse']:.3f} | {quality['ratio']:.3f} |"
-    assert f"| builtin:python-docs | 4 x 32 | PyTorch | {cells}" in card.text
+    assert f"| builtin:python-docs | 4 x 32, spread over it | PyTorch | {cells}" in card.text
     floor = report["floor"]
     assert f"| {floor['kl']:.4f} | {floor['top1_agreement']:.1%} |" in card.text
     assert "| equal in 13 of 13 layers |" in card.text
@@ -175,7 +175,7 @@ def test_further_measurements(folder, tmp_path):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     card = ModelCard.load(folder / "README.md")
-    assert "| wiki.txt | 4 x 512 | ONNX Runtime | 25.000 ± 1.250 | 31.250 ± 1.500 | 1.250 ± 0.020 |" in card.text
+    assert "| wiki.txt | 4 x 512, from its start | ONNX Runtime | 25.000 ± 1.250 | 31.250 ± 1.500 | 1.250 ± 0.020 |" in card.text
     assert "| wiki.txt | dense | PyTorch | 2.000 ± 0.250 |  | 25.0 % |" in card.text
     assert "| wiki.txt | sparse | ONNX Runtime | 3.000 ± 0.125 | 3.5 ± 0.5 | 50.0 ± 1.0 % |" in card.text
     assert "What it writes was measured on wiki.txt" in card.text

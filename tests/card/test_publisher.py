@@ -177,8 +177,8 @@ def test_rows_of_one_text_tell_how_much_of_it_was_read(facts, exported):
     again["model"]["backend"] = "torch"
     again["texts"][0]["text"] = "builtin:python-docs"
     text = with_numbers(facts, evaluations=[again]).text
-    assert re.search(r"\| builtin:python-docs \| 4 x 32 \| PyTorch \|", text)
-    assert re.search(r"\| builtin:python-docs \| 4 x 512 \| PyTorch \|", text)
+    assert re.search(r"\| builtin:python-docs \| 4 x 32, spread over it \| PyTorch \|", text)
+    assert re.search(r"\| builtin:python-docs \| 4 x 512, from its start \| PyTorch \|", text)
     assert "Perplexity on builtin:python-docs is 31.25 ± 1.50, the dense model's 25.00 ± 1.25." in text
 
 
