@@ -626,7 +626,7 @@ class _NMSparse(PreTrainedModel):
         for name, linear in (replacements or _sparse_linears(self, config.sparsity)).items():
             self.set_submodule(name, linear)
         self.config = config
-        self.dense_weights = {}
+        self.dense_weights, self._pruned = {}, ()
         # the base class has turned this class attribute into a set of its own by now
         self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), *NMSparseLinear._buffer_names}
 
