@@ -55,7 +55,7 @@ VERIFY_WINDOW = 64
 """Tokens in a window of held-out text on which forms are compared end to end."""
 
 WORTH_ESTIMATING = 300_000_000
-"""Bytes of weights from which on a run says how long its stages take: measuring the machine takes 64 MB for a moment."""
+"""Bytes of weights from which on a run says how long its stages take; measuring the machine takes 64 MB."""
 
 LAYER_WINDOWS, LAYER_WINDOW = 2, 512
 """Windows of held-out text, and tokens in each, on which single layers are measured."""

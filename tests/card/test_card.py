@@ -175,7 +175,10 @@ def test_further_measurements(folder, tmp_path):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     card = ModelCard.load(folder / "README.md")
-    assert "| wiki.txt | 4 x 512, from its start | ONNX Runtime | 25.000 ± 1.250 | 31.250 ± 1.500 | 1.250 ± 0.020 |" in card.text
+    assert (
+        "| wiki.txt | 4 x 512, from its start | ONNX Runtime | 25.000 ± 1.250 | 31.250 ± 1.500 | 1.250 ± 0.020 |"
+        in card.text
+    )
     assert "| wiki.txt | dense | PyTorch | 2.000 ± 0.250 |  | 25.0 % |" in card.text
     assert "| wiki.txt | sparse | ONNX Runtime | 3.000 ± 0.125 | 3.5 ± 0.5 | 50.0 ± 1.0 % |" in card.text
     assert "What it writes was measured on wiki.txt" in card.text
