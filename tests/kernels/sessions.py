@@ -13,6 +13,15 @@ from onnx import TensorProto, helper
 
 from nm_export.ops import register
 
+FEWER_EXAMPLES = int(os.environ.get("NM_EXPORT_FEWER_EXAMPLES", "1"))
+"""Random tests try one of so many of their examples: sanitizers make each several times as slow."""
+
+
+def examples(count: int) -> int:
+    """How many examples a random test tries."""
+    return max(5, count // FEWER_EXAMPLES)
+
+
 DTYPES = {
     "float32": (np.float32, TensorProto.FLOAT),
     "float16": (np.float16, TensorProto.FLOAT16),

@@ -22,6 +22,7 @@ from tests.kernels.sessions import (
     INSTRUCTION_SETS,
     assert_identical,
     create_session,
+    examples,
     instruction_set,
     supported_instruction_sets,
 )
@@ -43,7 +44,7 @@ def multiply(isa: str, weight: QuantizedWeight, values: np.ndarray, *others: np.
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(case=unusual_products(FEW, COLUMNS), threads=st.sampled_from([1, 3]))
 def test_the_integers_are_those_of_the_specification(isa, case, threads):
     weight, inputs = case
@@ -51,7 +52,7 @@ def test_the_integers_are_those_of_the_specification(isa, case, threads):
 
 
 @pytest.mark.parametrize("isa", ROUNDS_ALWAYS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(case=unusual_products([6, 17, 33, 70], COLUMNS), threads=st.sampled_from([1, 3]))
 def test_many_tokens_are_rounded_like_few(isa, case, threads):
     weight, inputs = case

@@ -11,6 +11,7 @@ from tests.kernels.sessions import (
     INSTRUCTION_SETS,
     assert_identical,
     create_session,
+    examples,
     instruction_set,
     nm_topk_model,
     run,
@@ -19,7 +20,7 @@ from tests.kernels.sessions import (
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(case=cases())
 def test_follows_the_specification(isa, case):
     if isa not in supported_instruction_sets():

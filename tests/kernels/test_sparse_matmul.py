@@ -15,6 +15,7 @@ from tests.kernels.sessions import (
     INSTRUCTION_SETS,
     assert_identical,
     create_session,
+    examples,
     instruction_set,
     supported_instruction_sets,
 )
@@ -60,7 +61,7 @@ def products(draw):
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(case=products(), threads=st.sampled_from([1, 2, 4]))
 def test_follows_the_specification(isa, case, threads):
     dtypes, inputs = case

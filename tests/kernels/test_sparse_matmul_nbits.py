@@ -31,6 +31,7 @@ from tests.kernels.sessions import (
     INSTRUCTION_SETS,
     assert_identical,
     create_session,
+    examples,
     instruction_set,
     supported_instruction_sets,
 )
@@ -50,7 +51,7 @@ def multiply(isa: str, weight: QuantizedWeight, values: np.ndarray, *others: np.
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(case=products(LEADING, COLUMNS), threads=st.sampled_from([1, 2, 4]))
 def test_follows_the_specification(isa, case, threads):
     weight, inputs = case
@@ -58,7 +59,7 @@ def test_follows_the_specification(isa, case, threads):
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(case=unusual_products([1, 2, 16, 17, 70]))
 def test_nan_infinite_tiny_and_huge_values(isa, case):
     weight, inputs = case
